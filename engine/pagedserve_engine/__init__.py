@@ -1,0 +1,1 @@
+"""The engine: a language model over the OpenAI API from a paged cache with continuous batching."""

@@ -35,6 +35,8 @@ class Batch:
     """G arrays [R, blocks] of block ids by position; 0, the null block, outside a sliding window."""
     num_decodes: int
     """The first so many rows have one query token and are sampled."""
+    admitted: tuple[int, ...]
+    """Rows whose request entered its slot with this step."""
 
     @property
     def num_tokens(self) -> int:

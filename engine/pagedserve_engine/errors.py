@@ -162,6 +162,18 @@ class StepFailedError(EngineError):
     code = "step_failed"
 
 
+class OutOfDeviceMemoryError(EngineError):
+    """A step did not fit into the device's memory; a smaller one may."""
+
+    code = "out_of_memory"
+
+
+class DeviceFailedError(EngineError):
+    """The device failed for good: nothing that runs on it can be trusted any more."""
+
+    code = "device_failed"
+
+
 class EngineDeadError(EngineError):
     """The core is dead or the device failed for good; the process ends."""
 

@@ -1,0 +1,1 @@
+"""How queries meet the paged cache."""

@@ -1,0 +1,1 @@
+"""Which model runs, and its words."""

@@ -1,0 +1,118 @@
+"""How transformers calls us, and what a step tells attention.
+
+transformers hands each attention layer's query, key and value to the function that is registered under
+``ATTENTION_NAME`` and passes the step's ``PagedStep`` on as the keyword ``paged``. The function writes the step's keys
+and values into the cache, then a backend attends over the cache. Writing comes first for the whole step: a row may
+therefore read blocks that another row of the same step fills.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from pagedserve_engine.cache.tensors import CacheTensors
+from pagedserve_engine.errors import UnsupportedModelError
+
+ATTENTION_NAME = "pagedserve"
+
+_IGNORED = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"})
+"""Keywords that models pass on to attention and that change nothing in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """One layer's attention call: query [T, heads, head_dim], its cache tensors and what shapes the scores."""
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    """[blocks, block_size, kv_heads, head_dim]"""
+    values: torch.Tensor
+    scaling: float
+    softcap: float | None
+
+
+class GroupStep(Protocol):
+    """What one layer group of a step knows: where to write, and how its backend reads."""
+
+    write_indices: torch.Tensor
+    """[T] flat page index (block · block_size + offset) of each query token."""
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Outputs [T, heads, head_dim] in the query's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """The paged metadata of one step, shared by all layers."""
+
+    groups: tuple[GroupStep, ...]
+    places: tuple[tuple[int, int], ...]
+    """By layer: its group and its place in the group."""
+    cache: CacheTensors
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    paged: PagedStep | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it: query [1, heads, T, head_dim], key and value [1, kv_heads, T, head_dim].
+
+    Returns [1, T, heads, head_dim]. The window comes from the layer's group, so ``sliding_window`` is not read.
+    Raises UnsupportedModelError for what would change the scores and is not known here.
+    """
+    del attention_mask, dropout, sliding_window
+    if paged is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not pass keyword arguments on to attention: the paged cache can't reach it"
+        )
+    _refuse_unknown(module, kwargs, is_causal)
+    group_index, place = paged.places[module.layer_idx]  # type: ignore[index]
+    group = paged.groups[group_index]
+    keys, values = paged.cache.keys[place], paged.cache.values[place]
+    _write(keys, key, group.write_indices)
+    _write(values, value, group.write_indices)
+    call = LayerCall(
+        query=query[0].transpose(0, 1),
+        keys=keys,
+        values=values,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+    )
+    return group.attend(call).unsqueeze(0), None
+
+
+def register() -> None:
+    """Make ``ATTENTION_NAME`` known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+def _refuse_unknown(module: torch.nn.Module, kwargs: dict[str, Any], is_causal: bool | None) -> None:
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in _IGNORED]
+    if unknown:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to attention, which the paged cache "
+            "does not support"
+        )
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedModelError(f"{type(module).__name__} is not causal: only causal language models are served")
+
+
+def _write(pages: torch.Tensor, new: torch.Tensor, indices: torch.Tensor) -> None:
+    """Store ``new`` [1, kv_heads, T, head_dim] at the flat page ``indices`` [T] of ``pages``."""
+    flat = pages.view(-1, *pages.shape[2:])
+    flat.index_copy_(0, indices, new[0].transpose(0, 1).to(pages.dtype))

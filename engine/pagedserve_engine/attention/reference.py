@@ -1,0 +1,191 @@
+"""Attention in plain torch: the oracle on every device, and the backend on a CPU.
+
+A step is cut into segments: decoding rows of similar length side by side, and each prefill chunk in slices of
+queries. A segment gathers the blocks that it reads, folds the query heads that share a key head into the query axis,
+so that keys and values are never repeated, and attends under one mask. Segments are planned once for a step and
+a layer group and serve all of the group's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from pagedserve_engine.attention.interface import LayerCall
+from pagedserve_engine.batch import Int32Array
+
+QUERY_SLICE = 256
+"""Queries of a prefill slice: bounds the mask, and spares the keys that lie wholly in its future."""
+
+SEGMENT_COST = 512
+"""Keys whose gathering costs about as much as one more segment (per layer, measured on a CPU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlice:
+    """Queries of one row: ``queries`` of them, the first at ``position``, found from ``token`` on in the batch."""
+
+    row: int
+    token: int
+    queries: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """B row slices of equally many queries q that attend together over at most L keys."""
+
+    tokens: torch.Tensor
+    """[B · q] where the queries stand in the batch."""
+    blocks: torch.Tensor
+    """[B · L / block_size] block ids to gather."""
+    mask: torch.Tensor
+    """[B, 1, q, L] True where a query sees a key."""
+    num_slices: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceGroupStep:
+    """A layer group's part of a step for this backend; see ``GroupStep``."""
+
+    write_indices: torch.Tensor
+    segments: tuple[Segment, ...]
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Outputs [T, heads, head_dim] in the query's dtype."""
+        out = torch.empty_like(call.query, memory_format=torch.contiguous_format)
+        for segment in self.segments:
+            out.index_copy_(0, segment.tokens, _attend(call, segment))
+        return out
+
+
+def plan_group(
+    block_table: Int32Array,
+    *,
+    query_lens: Int32Array,
+    context_lens: Int32Array,
+    num_decodes: int,
+    block_size: int,
+    window: int | None,
+    device: torch.device,
+) -> ReferenceGroupStep:
+    """Plan one layer group: ``block_table`` [R, blocks] by position, ``query_lens`` and ``context_lens`` [R]."""
+    starts = np.zeros(len(query_lens) + 1, np.int64)
+    np.cumsum(query_lens, out=starts[1:])
+    writes = write_indices(block_table, query_lens=query_lens, context_lens=context_lens, block_size=block_size)
+    planned = [
+        _build_segment(block_table, slices, block_size=block_size, window=window, device=device)
+        for slices in _group_slices(query_lens, context_lens, starts, num_decodes=num_decodes, window=window)
+    ]
+    return ReferenceGroupStep(_to_device(writes, device), tuple(planned))
+
+
+def write_indices(
+    block_table: Int32Array, *, query_lens: Int32Array, context_lens: Int32Array, block_size: int
+) -> npt.NDArray[np.int64]:
+    """[T] flat page index of each query token."""
+    rows = np.repeat(np.arange(len(query_lens)), query_lens)
+    firsts = np.cumsum(query_lens) - query_lens
+    positions = np.arange(len(rows)) - np.repeat(firsts - context_lens, query_lens)
+    return block_table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+
+
+def _group_slices(
+    query_lens: Int32Array,
+    context_lens: Int32Array,
+    starts: npt.NDArray[np.int64],
+    *,
+    num_decodes: int,
+    window: int | None,
+) -> Iterator[list[RowSlice]]:
+    """Slices that attend together: decoding rows by similar length, then each prefill slice on its own."""
+    lengths = context_lens[:num_decodes] + 1
+    reads = lengths if window is None else np.minimum(lengths, window)
+    bucket: list[RowSlice] = []
+    longest = 0
+    # Longest first: a bucket's width is its first row's, and it closes where padding would cost more than a segment.
+    for row in np.argsort(-reads, kind="stable").tolist():
+        padding = longest - int(reads[row])
+        if bucket and padding * len(bucket) > SEGMENT_COST:
+            yield bucket
+            bucket = []
+        if not bucket:
+            longest = int(reads[row])
+        bucket.append(RowSlice(row, int(starts[row]), 1, int(context_lens[row])))
+    if bucket:
+        yield bucket
+    for row in range(num_decodes, len(query_lens)):
+        for offset in range(0, int(query_lens[row]), QUERY_SLICE):
+            queries = min(QUERY_SLICE, int(query_lens[row]) - offset)
+            yield [RowSlice(row, int(starts[row]) + offset, queries, int(context_lens[row]) + offset)]
+
+
+def _build_segment(
+    block_table: Int32Array, slices: list[RowSlice], *, block_size: int, window: int | None, device: torch.device
+) -> Segment:
+    queries = slices[0].queries
+    rows = np.array([s.row for s in slices])
+    first = np.array([s.position for s in slices])
+    start = np.zeros_like(first) if window is None else np.maximum(first - window + 1, 0)
+    start_block = start // block_size
+    stop_block = -((first + queries) // -block_size)
+    width = int((stop_block - start_block).max())
+    columns = np.minimum(start_block[:, None] + np.arange(width), block_table.shape[1] - 1)
+    blocks = block_table[rows[:, None], columns].astype(np.int64)
+    # Rows that end before the widest one read whatever stands there: their mask hides it.
+    keys = (start_block * block_size)[:, None, None] + np.arange(width * block_size)
+    at = first[:, None, None] + np.arange(queries)[:, None]
+    mask = keys <= at if window is None else (keys <= at) & (keys > at - window)
+    tokens = np.array([s.token for s in slices])[:, None] + np.arange(queries)
+    return Segment(
+        tokens=_to_device(tokens.reshape(-1), device),
+        blocks=_to_device(blocks.reshape(-1), device),
+        mask=_to_device(mask[:, None], device),
+        num_slices=len(slices),
+    )
+
+
+def _attend(call: LayerCall, segment: Segment) -> torch.Tensor:
+    """Outputs [B · q, heads, head_dim] of one segment."""
+    heads, head_dim = call.query.shape[1:]
+    kv_heads = call.keys.shape[2]
+    group, batch = heads // kv_heads, segment.num_slices
+    dtype = torch.float32 if call.query.device.type == "cpu" else call.query.dtype
+    query = call.query.index_select(0, segment.tokens).to(dtype)
+    queries = len(query) // batch
+    # [B, q, kv_heads, group, d] -> [B, kv_heads, group · q, d]
+    folded = query.view(batch, queries, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(batch, kv_heads, group * queries, head_dim)
+    keys = _gather(call.keys, segment.blocks, batch).to(dtype)
+    values = _gather(call.values, segment.blocks, batch).to(dtype)
+    mask = segment.mask.repeat(1, 1, group, 1) if queries > 1 else segment.mask
+    attended = _scores_to_values(folded, keys, values, mask=mask, call=call)
+    unfolded = attended.view(batch, kv_heads, group, queries, head_dim).permute(0, 3, 1, 2, 4)
+    return unfolded.reshape(batch * queries, heads, head_dim).to(call.query.dtype)
+
+
+def _gather(pages: torch.Tensor, blocks: torch.Tensor, batch: int) -> torch.Tensor:
+    """[B, kv_heads, L, head_dim] of the ``blocks`` [B · L / block_size]."""
+    gathered = pages.view(len(pages), -1).index_select(0, blocks)
+    return gathered.view(batch, -1, *pages.shape[2:]).transpose(1, 2)
+
+
+def _scores_to_values(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, mask: torch.Tensor, call: LayerCall
+) -> torch.Tensor:
+    if call.softcap is None:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=call.scaling)
+    scores = torch.matmul(query, keys.transpose(2, 3)) * call.scaling
+    scores = torch.tanh(scores / call.softcap) * call.softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype), values)
+
+
+def _to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,107 @@
+"""A Batch as the model takes it: tensors on the device, without waiting for the device.
+
+Everything is computed in numpy on the host and copied once; nothing here grows with the context but block ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pagedserve_engine.attention.interface import PagedStep
+from pagedserve_engine.attention.reference import plan_group
+from pagedserve_engine.batch import Batch
+from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.cache.tensors import CacheTensors
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """Prompt positions of one row whose next token is known and to be scored."""
+
+    row: int
+    first_logit: int
+    """Where the row's logits begin among the step's."""
+    next_ids: list[int]
+    """The prompt token after each position."""
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the model is called with; K logit rows."""
+
+    token_ids: torch.Tensor
+    """[1, T]"""
+    positions: torch.Tensor
+    """[1, T]"""
+    logit_tokens: torch.Tensor
+    """[K] query tokens whose logits are wanted: the S sampled rows first, then scored prompt positions."""
+    num_sampled: int
+    prompt_rows: tuple[PromptRow, ...]
+    paged: PagedStep
+
+
+class InputBuilder:
+    """Builds a step's inputs for one cache on one device."""
+
+    def __init__(self, layout: CacheLayout, cache: CacheTensors, *, device: torch.device, num_layers: int) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._device = device
+        self._places = tuple(layout.place(layer) for layer in range(num_layers))
+
+    def build(self, batch: Batch) -> StepInputs:
+        """Inputs of ``batch``."""
+        stops = np.cumsum(batch.query_lens)
+        starts = stops - batch.query_lens
+        positions = np.arange(batch.num_tokens) - np.repeat(starts - batch.context_lens, batch.query_lens)
+        sampled = (stops - 1)[batch.sampled]
+        prompt_rows, scored = _score_prompts(batch, starts, first_logit=len(sampled))
+        groups = tuple(
+            plan_group(
+                table,
+                query_lens=batch.query_lens,
+                context_lens=batch.context_lens,
+                num_decodes=batch.num_decodes,
+                block_size=self._layout.block_size,
+                window=group.window,
+                device=self._device,
+            )
+            for group, table in zip(self._layout.groups, batch.block_tables, strict=True)
+        )
+        return StepInputs(
+            token_ids=self._copy(batch.token_ids).unsqueeze(0),
+            positions=self._copy(positions).unsqueeze(0),
+            logit_tokens=self._copy(np.concatenate([sampled, *scored])),
+            num_sampled=len(sampled),
+            prompt_rows=prompt_rows,
+            paged=PagedStep(groups=groups, places=self._places, cache=self._cache),
+        )
+
+    def _copy(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+        tensor = torch.from_numpy(np.ascontiguousarray(array, np.int64))
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _score_prompts(
+    batch: Batch, starts: np.ndarray, *, first_logit: int  # type: ignore[type-arg]
+) -> tuple[tuple[PromptRow, ...], list[np.ndarray]]:  # type: ignore[type-arg]
+    """Which prompt positions are scored in this step. A decoding row has none: its next token is unknown."""
+    rows: list[PromptRow] = []
+    tokens: list[np.ndarray] = []  # type: ignore[type-arg]
+    for row in range(batch.num_decodes, len(batch.requests)):
+        request = batch.requests[row]
+        if request.params.prompt_logprobs is None or request.output_ids:
+            continue
+        context = int(batch.context_lens[row])
+        stop = min(context + int(batch.query_lens[row]), len(request.prompt_ids) - 1)
+        if stop <= context:
+            continue
+        next_ids = list(request.prompt_ids[context + 1 : stop + 1])
+        rows.append(PromptRow(row, first_logit, next_ids, request.params.prompt_logprobs))
+        tokens.append(np.arange(starts[row], starts[row] + len(next_ids)))
+        first_logit += len(next_ids)
+    return tuple(rows), tokens

@@ -1,0 +1,101 @@
+"""The running requests as arrays, a row ("slot") each, so that a step's bookkeeping is vectorised.
+
+Owned by the scheduler. Arrays are int64 or bool, [max_num_seqs].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pagedserve_engine.request import RequestState
+
+SlotArray = npt.NDArray[np.int32]
+
+
+class SequenceTable:
+    """Slots, and what the scheduler must know of each at every step."""
+
+    def __init__(self, max_num_seqs: int, *, max_model_len: int, eos_token_ids: Sequence[int]) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.requests: list[RequestState | None] = [None] * max_num_seqs
+        self.tokens = np.zeros((max_num_seqs, max_model_len), np.int32)
+        """[max_num_seqs, max_model_len] known tokens; the pages of rows that were never long are never touched."""
+        self.computed = np.zeros(max_num_seqs, np.int64)
+        """Tokens whose keys and values are in the cache."""
+        self.known = np.zeros(max_num_seqs, np.int64)
+        """Tokens of prompt and output."""
+        self.last_token = np.zeros(max_num_seqs, np.int32)
+        self._arrival = np.zeros(max_num_seqs, np.float64)
+        self._limit = np.zeros(max_num_seqs, np.int64)
+        """Known tokens at which a request has its full length."""
+        self._ends_at_eos = np.zeros(max_num_seqs, np.bool_)
+        self._has_stop_ids = np.zeros(max_num_seqs, np.bool_)
+        self._eos = np.unique(np.array(list(eos_token_ids), np.int32))
+        self._free = list(range(max_num_seqs - 1, -1, -1))
+        self._running: SlotArray = np.empty(0, np.int32)
+
+    @property
+    def running(self) -> SlotArray:
+        """Slots in use, the oldest arrival first."""
+        return self._running
+
+    @property
+    def full(self) -> bool:
+        """Whether every slot is taken."""
+        return not self._free
+
+    def enter(self, request: RequestState, *, computed: int) -> int:
+        """Give ``request`` a slot, with ``computed`` tokens found in the cache; returns the slot."""
+        slot = self._free.pop()
+        tokens = self.tokens[slot, : request.num_tokens]
+        tokens[: len(request.prompt_ids)] = request.prompt_ids
+        tokens[len(request.prompt_ids) :] = request.output_ids
+        params = request.params
+        request.slot = slot
+        self.requests[slot] = request
+        self.computed[slot] = computed
+        self.known[slot] = len(tokens)
+        self.last_token[slot] = tokens[-1]
+        self._arrival[slot] = request.arrival_time
+        self._limit[slot] = len(request.prompt_ids) + request.max_tokens
+        self._ends_at_eos[slot] = not params.ignore_eos
+        self._has_stop_ids[slot] = bool(params.stop_token_ids)
+        place = int(np.searchsorted(self._arrival[self._running], request.arrival_time, side="right"))
+        self._running = np.insert(self._running, place, np.int32(slot))
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """Give the slot back."""
+        self.request(slot).slot = -1
+        self.requests[slot] = None
+        self._free.append(slot)
+        self._running = self._running[self._running != slot]
+
+    def request(self, slot: int) -> RequestState:
+        """The request in a slot that is in use."""
+        request = self.requests[slot]
+        assert request is not None, f"slot {slot} is free"
+        return request
+
+    def __iter__(self) -> Iterator[RequestState]:
+        return (self.request(slot) for slot in self._running.tolist())
+
+    def outstanding(self, slots: SlotArray) -> npt.NDArray[np.int64]:
+        """Known tokens of each slot that are not computed yet."""
+        return self.known[slots] - self.computed[slots]
+
+    def append(self, slots: SlotArray, token_ids: SlotArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Take in the next token of each slot; returns which of them stop at it, and which are at full length."""
+        self.tokens[slots, self.known[slots]] = token_ids
+        self.known[slots] += 1
+        self.last_token[slots] = token_ids
+        stops = (
+            np.isin(token_ids, self._eos) & self._ends_at_eos[slots] if len(self._eos) else np.zeros(len(slots), bool)
+        )
+        for at in np.flatnonzero(self._has_stop_ids[slots]).tolist():
+            if int(token_ids[at]) in self.request(int(slots[at])).params.stop_token_ids:
+                stops[at] = True
+        return stops, self.known[slots] >= self._limit[slots]
