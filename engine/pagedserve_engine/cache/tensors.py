@@ -1,0 +1,33 @@
+"""Storage of the cache: the only module of the package that holds tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.errors import ConfigError
+
+
+class CacheTensors:
+    """Keys and values, ``layers_per_group`` tensors each: [num_blocks, block_size, kv_heads, head_dim].
+
+    Zeros at first: pages that were never written are masked, and masked numbers must not be NaN. Raises ConfigError
+    where ``dtype`` isn't the one that the layout counts with.
+    """
+
+    def __init__(self, layout: CacheLayout, num_blocks: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        if dtype.itemsize != layout.dtype_bytes:
+            raise ConfigError(
+                f"KV_CACHE_DTYPE is {dtype}, {dtype.itemsize} bytes a number, but the cache was planned "
+                f"with {layout.dtype_bytes}: plan with the dtype that is used",
+                param="kv_cache_dtype",
+            )
+        shape = (num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
+        pairs = range(layout.layers_per_group)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in pairs]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in pairs]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors: num_blocks * block_bytes."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
