@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pagedserve_engine.batch import Int32Array
+from pagedserve_engine.cache.layout import Int32Array
 from pagedserve_engine.cache.pool import NULL_BLOCK, BlockPool
 
 

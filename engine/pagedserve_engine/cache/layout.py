@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Final, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from pagedserve_engine.errors import UnsupportedModelError
 
 AttentionKind = Literal["full", "sliding"]
+
+Int32Array = npt.NDArray[np.int32]
+"""Block ids, positions and page indices."""
 
 UNBOUNDED: Final = 2**31 - 1
 """Tokens: the length of a sequence that memory doesn't limit. Positions are int32."""

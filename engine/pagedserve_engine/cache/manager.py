@@ -13,9 +13,8 @@ from itertools import zip_longest
 import numpy as np
 import numpy.typing as npt
 
-from pagedserve_engine.batch import Int32Array
 from pagedserve_engine.cache.full import FullAllocator
-from pagedserve_engine.cache.layout import CacheLayout, LayerGroup
+from pagedserve_engine.cache.layout import CacheLayout, Int32Array, LayerGroup
 from pagedserve_engine.cache.pool import NULL_BLOCK, BlockPool
 from pagedserve_engine.cache.sliding import SlidingAllocator
 

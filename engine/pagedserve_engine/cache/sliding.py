@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pagedserve_engine.batch import Int32Array
 from pagedserve_engine.cache.full import FullAllocator
+from pagedserve_engine.cache.layout import Int32Array
 from pagedserve_engine.cache.pool import NULL_BLOCK, BlockPool
 
 
