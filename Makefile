@@ -1,0 +1,35 @@
+# Each target installs what it needs (.ci/uv finds or installs uv; uv installs the locked packages) and runs one thing.
+# Every engine setting passes through: `make serve PORT=9000 MODEL=hf://org/name` (docs/settings.md lists them).
+
+RUN := .ci/uv run --frozen
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-engine test-gpu bench lint format docs
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+serve: ## run the engine on the small model
+	@echo "Installing what is missing (the first time a few minutes: PyTorch alone is 2.6 GB), then starting the engine"
+	@exec $(RUN) --group demo python -m pagedserve_engine serve
+
+test: test-engine ## every test that needs no GPU
+
+test-engine: ## the engine's tests, on the CPU
+	$(RUN) --group test pytest -m "not gpu" tests/engine
+
+test-gpu: ## the tests that need a CUDA device
+	$(RUN) --group test pytest -m gpu tests/engine
+
+bench: ## figures beside peers: one table and one plot
+	$(RUN) --group test --group bench python -m benchmarks
+
+lint: ## style, types, import directions, size budgets, generated documents
+	$(RUN) --group lint ruff check && $(RUN) --group lint ruff format --check && $(RUN) --group lint lint-imports
+	$(RUN) --group lint --group test mypy && $(RUN) --group test pytest tests/house
+
+format: ## let ruff repair what it can
+	$(RUN) --group lint ruff check --fix && $(RUN) --group lint ruff format
+
+docs: ## write the generated documents again
+	$(RUN) --group test python tests/house/reference.py
