@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from pagedserve_engine.instruments import QueueWait, WeightedHistogram
+from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80, 160)
 INTER_TOKEN_SECONDS = (
@@ -43,81 +42,6 @@ FILL_RATIOS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1
 TOKENS = tuple(2**power for power in range(0, 18))
 
 
-class Outcome(Enum):
-    """How a request ended, as the serving side saw it."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-    TIMEOUT = "timeout"
-    ERROR = "error"
-    REJECTED = "rejected"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
-    """One step in numbers: counts are of this step alone, the rest is the state that it left."""
-
-    duration: float
-    """Seconds from the start of scheduling to the end of the commit."""
-    num_tokens: int
-    """Query tokens scheduled; 0: nothing ran (requests were cancelled, say), and only the state is news."""
-    budget: int
-    """Query tokens that the step could have taken."""
-    num_running: int
-    num_waiting: int
-    oldest_waiting_age: float = 0.0
-    """Seconds; 0 where nothing waits."""
-    queue_waits: Sequence[float] = ()
-    """Seconds that each request scheduled for the first time in this step had waited."""
-    blocks_free: int
-    """Cached ones included: they are free to take."""
-    blocks_referenced: int
-    blocks_cached: int
-    """Unreferenced, but findable by their prefix."""
-    blocks_total: int
-    prompt_tokens: int = 0
-    """Prompt tokens computed."""
-    generated_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens that the prefix cache answered."""
-    preemptions: int = 0
-    graph_replays: int = 0
-    graph_captures: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestStats:
-    """One ended request."""
-
-    outcome: Outcome
-    duration: float
-    """Seconds from arrival to the end."""
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-
-
-_IDLE = StepStats(
-    duration=0.0,
-    num_tokens=0,
-    budget=1,
-    num_running=0,
-    num_waiting=0,
-    blocks_free=0,
-    blocks_referenced=0,
-    blocks_cached=0,
-    blocks_total=0,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A setting's asked and actual number; ``requested`` is None where it was ``auto``."""
-
-    requested: int | None
-    actual: int
-
-
 class EngineMetrics:
     """The engine's instruments, registered in ``registry``; ``clock`` gives monotonic seconds. Safe from any thread."""
 
@@ -125,7 +49,7 @@ class EngineMetrics:
         self._registry = registry
         self._clock = clock
         # Gauges read the last step when they are scraped, so that a step costs one assignment for all of them.
-        self._last = _IDLE
+        self._last = StepStats.idle(num_blocks=0)
         self._last_time = clock()
         self._prompt_count = 0
         self._cached_count = 0
@@ -181,8 +105,7 @@ class EngineMetrics:
         self, *, num_blocks: Planned, max_batch_tokens: Planned, max_model_len: Planned, block_size: int
     ) -> None:
         """Take in what was asked for and what memory allowed (blocks and tokens), before the first step."""
-        total = num_blocks.actual - 1  # The null block is nobody's.
-        self._last = replace(_IDLE, blocks_free=total, blocks_total=total)
+        self._last = StepStats.idle(num_blocks=num_blocks.actual)
         for gauge, planned in (
             (self.num_blocks, num_blocks),
             (self.max_batch_tokens, max_batch_tokens),

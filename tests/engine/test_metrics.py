@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pagedserve_engine.instruments import QueueWait, WeightedHistogram
-from pagedserve_engine.metrics import INTER_TOKEN_SECONDS, EngineMetrics, Outcome, Planned, RequestStats, StepStats
+from pagedserve_engine.metrics import INTER_TOKEN_SECONDS, EngineMetrics
+from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 
 
 class Clock:
