@@ -78,7 +78,7 @@ class InputBuilder:
             logit_tokens=self._copy(np.concatenate([sampled, *scored])),
             num_sampled=len(sampled),
             prompt_rows=prompt_rows,
-            paged=PagedStep(groups=groups, places=self._places, cache=self._cache),
+            paged=PagedStep(groups, self._places, keys=self._cache.keys, values=self._cache.values),
         )
 
     def _copy(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
@@ -87,7 +87,10 @@ class InputBuilder:
 
 
 def _score_prompts(
-    batch: Batch, starts: np.ndarray, *, first_logit: int  # type: ignore[type-arg]
+    batch: Batch,
+    starts: np.ndarray,
+    *,
+    first_logit: int,  # type: ignore[type-arg]
 ) -> tuple[tuple[PromptRow, ...], list[np.ndarray]]:  # type: ignore[type-arg]
     """Which prompt positions are scored in this step. A decoding row has none: its next token is unknown."""
     rows: list[PromptRow] = []

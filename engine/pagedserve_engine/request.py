@@ -10,11 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 
 from pagedserve_engine.errors import ContextLengthError, PagedServeError
-
-_NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class SamplingParams:
     """Over prompt and output, as transformers does it."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = _NO_BIAS
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     """Random numbers depend on (seed, position) alone, so that what shares the batch never matters."""
     stop_token_ids: tuple[int, ...] = ()

@@ -8,13 +8,13 @@ therefore read blocks that another row of the same step fills.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 
-from pagedserve_engine.cache.tensors import CacheTensors
 from pagedserve_engine.errors import UnsupportedModelError
 
 ATTENTION_NAME = "pagedserve"
@@ -52,7 +52,9 @@ class PagedStep:
     groups: tuple[GroupStep, ...]
     places: tuple[tuple[int, int], ...]
     """By layer: its group and its place in the group."""
-    cache: CacheTensors
+    keys: Sequence[torch.Tensor]
+    """By place in a group: [blocks, block_size, kv_heads, head_dim]."""
+    values: Sequence[torch.Tensor]
 
 
 def paged_attention(
@@ -83,7 +85,7 @@ def paged_attention(
     _refuse_unknown(module, kwargs, is_causal)
     group_index, place = paged.places[module.layer_idx]  # type: ignore[index]
     group = paged.groups[group_index]
-    keys, values = paged.cache.keys[place], paged.cache.values[place]
+    keys, values = paged.keys[place], paged.values[place]
     _write(keys, key, group.write_indices)
     _write(values, value, group.write_indices)
     call = LayerCall(

@@ -8,6 +8,7 @@ taken back. The scheduler owns the queues and the table; the cache manager owns 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -35,11 +36,14 @@ class Scheduler:
         max_model_len: int,
         safety_margin: float,
         eos_token_ids: Sequence[int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache
+        self._clock = clock
         self.max_batch_tokens = max_batch_tokens
         self.max_model_len = max_model_len
         self.num_preemptions = 0
+        self._queue_waits: list[float] = []
         self._block_size = cache.layout.block_size
         self._reserve = BlockReserve.of(cache.num_total, safety_margin=safety_margin)
         self._table = SequenceTable(max_num_seqs, max_model_len=max_model_len, eos_token_ids=eos_token_ids)
@@ -163,6 +167,7 @@ class Scheduler:
                 return
             self._waiting.popleft()
             request.move_to(RequestStatus.RUNNING)
+            self._note_wait(request)
             request.num_cached_tokens = max(request.num_cached_tokens, min(cached, len(request.prompt_ids)))
             slot = self._table.enter(request, computed=cached)
             self.cache.admit(slot, request.block_hashes, cached)
@@ -171,6 +176,16 @@ class Scheduler:
                 self._preempt(slot)
                 return
             plan.admitted.add(slot)
+
+    def _note_wait(self, request: RequestState) -> None:
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = self._clock()
+            self._queue_waits.append(request.first_scheduled_time - request.arrival_time)
+
+    def take_queue_waits(self) -> list[float]:
+        """Seconds that the requests scheduled for the first time since the last call had waited."""
+        waits, self._queue_waits = self._queue_waits, []
+        return waits
 
     def _match(self, request: RequestState) -> int:
         """Tokens of a waiting request that the cache holds. Prompt log probabilities need every token computed."""

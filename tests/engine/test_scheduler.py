@@ -1,0 +1,380 @@
+"""The scheduler with a runner that reads back what the cache should hold."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from shadow import ShadowRunner, expected_output
+
+from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.cache.manager import CacheManager
+from pagedserve_engine.errors import ContextLengthError, DeviceFailedError, OutOfDeviceMemoryError
+from pagedserve_engine.processor import ContinuousBatchProcessor
+from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
+from pagedserve_engine.scheduler.scheduler import Scheduler
+
+VOCAB = 1000
+
+
+class Engine:
+    """A processor on a shadow cache, and what each request was told."""
+
+    def __init__(
+        self,
+        *,
+        layer_types: tuple[str, ...] = ("full", "full"),
+        window: int | None = None,
+        block_size: int = 4,
+        num_blocks: int = 32,
+        budget: int = 16,
+        max_num_seqs: int = 8,
+        max_model_len: int | None = None,
+        policy: str = "fifo",
+        safety_margin: float = 0.0,
+        prefix_cache: bool = True,
+        eos: tuple[int, ...] = (),
+    ) -> None:
+        layout = CacheLayout.build(
+            layer_types, window=window, num_kv_heads=1, head_dim=2, block_size=block_size, dtype_bytes=4
+        )
+        self.max_model_len = max_model_len or min(256, layout.largest_length(num_blocks, block_size))
+        self.cache = CacheManager(
+            layout,
+            num_blocks=num_blocks,
+            max_num_seqs=max_num_seqs,
+            max_model_len=self.max_model_len,
+            prefix_cache=prefix_cache,
+        )
+        self.scheduler = Scheduler(
+            self.cache,
+            policy=policy,
+            max_batch_tokens=budget,
+            max_num_seqs=max_num_seqs,
+            max_model_len=self.max_model_len,
+            safety_margin=safety_margin,
+            eos_token_ids=eos,
+        )
+        self.runner = ShadowRunner(layout, num_blocks=num_blocks, vocab_size=VOCAB)
+        self.processor = ContinuousBatchProcessor(self.scheduler, self.runner)
+        self.news: dict[str, list[GenerationOutput]] = {}
+        self.requests: dict[str, RequestState] = {}
+        self._arrivals = itertools.count()
+
+    def add(self, prompt: list[int], max_tokens: int = 8, **params: object) -> str:
+        request_id = f"r{len(self.requests)}"
+        request = RequestState.create(
+            request_id,
+            prompt,
+            SamplingParams(max_tokens=max_tokens, **{"ignore_eos": True, **params}),  # type: ignore[arg-type]
+            arrival_time=float(next(self._arrivals)),
+            max_model_len=self.max_model_len,
+        )
+        self.requests[request_id] = request
+        self.news[request_id] = []
+        refused = self.processor.add_request(request)
+        assert refused is None
+        return request_id
+
+    def step(self) -> None:
+        outputs, _ = self.processor.step()
+        self.tell(outputs)
+
+    def tell(self, outputs: list[GenerationOutput]) -> None:
+        for output in outputs:
+            assert not self.news[output.request_id] or not self.news[output.request_id][-1].finished
+            self.news[output.request_id].append(output)
+
+    def cancel(self, request_id: str) -> None:
+        output = self.processor.cancel(request_id)
+        self.tell([output] if output else [])
+
+    def run(self, max_steps: int = 2000) -> int:
+        for step in range(max_steps):
+            if self.scheduler.idle:
+                return step
+            self.step()
+        raise AssertionError("requests were left over")
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token for output in self.news[request_id] for token in output.token_ids]
+
+    def reason(self, request_id: str) -> FinishReason | None:
+        return self.news[request_id][-1].finish_reason if self.news[request_id] else None
+
+    def assert_exact(self, request_id: str) -> None:
+        request = self.requests[request_id]
+        assert self.tokens(request_id) == expected_output(request.prompt_ids, request.max_tokens, VOCAB)
+        assert self.reason(request_id) is FinishReason.LENGTH
+
+
+def prompt(length: int, start: int = 0) -> list[int]:
+    return [(start + i * 7) % VOCAB for i in range(length)]
+
+
+@pytest.mark.parametrize("policy", ["fifo", "prefill_first"])
+def test_every_request_gets_its_own_sequence_whatever_runs_beside_it(policy: str) -> None:
+    engine = Engine(policy=policy)
+    ids = [engine.add(prompt(n, n), max_tokens=9) for n in (1, 3, 4, 5, 17, 40)]
+    engine.run()
+    for request_id in ids:
+        engine.assert_exact(request_id)
+    assert engine.cache.num_free == engine.cache.num_total
+
+
+def test_a_prompt_longer_than_the_budget_is_split_and_decoding_goes_on_beside_it() -> None:
+    engine = Engine(budget=8, num_blocks=64)
+    short = engine.add(prompt(3), max_tokens=20)
+    engine.step()
+    long = engine.add(prompt(40, 5), max_tokens=2)
+    for _ in range(5):
+        before = len(engine.tokens(short))
+        engine.step()
+        assert len(engine.tokens(short)) == before + 1
+    engine.run()
+    engine.assert_exact(long)
+    assert max(batch.num_tokens for batch in engine.runner.batches) <= 8
+
+
+def test_prefill_first_finishes_a_split_prefill_before_it_decodes() -> None:
+    engine = Engine(budget=8, num_blocks=64, policy="prefill_first")
+    short = engine.add(prompt(3), max_tokens=20)
+    engine.step()
+    engine.add(prompt(40, 5), max_tokens=2)
+    engine.step()
+    before = len(engine.tokens(short))
+    engine.step()
+    assert len(engine.tokens(short)) == before
+    engine.run()
+    engine.assert_exact(short)
+
+
+def test_out_of_blocks_the_youngest_gives_way_and_loses_nothing() -> None:
+    engine = Engine(num_blocks=13, block_size=4, budget=64)
+    ids = [engine.add(prompt(8, n * 100), max_tokens=24) for n in range(4)]
+    engine.run()
+    assert engine.scheduler.num_preemptions > 0
+    assert engine.requests[ids[0]].num_preemptions == 0
+    for request_id in ids:
+        engine.assert_exact(request_id)
+
+
+def test_below_the_safety_margin_nothing_new_is_admitted_while_something_runs() -> None:
+    engine = Engine(num_blocks=11, block_size=4, budget=64, safety_margin=0.5)
+    engine.add(prompt(12), max_tokens=4)
+    engine.step()
+    engine.add(prompt(12, 50), max_tokens=4)
+    engine.step()
+    assert engine.scheduler.num_running == 1
+    engine.run()
+
+
+def test_a_lone_prompt_larger_than_what_the_margin_leaves_still_runs() -> None:
+    engine = Engine(num_blocks=11, block_size=4, budget=64, safety_margin=0.9)
+    request_id = engine.add(prompt(36), max_tokens=4)
+    engine.run()
+    engine.assert_exact(request_id)
+
+
+def test_a_lone_sequence_may_fill_the_whole_pool_with_any_layout() -> None:
+    for layers, window in ((("full",), None), (("sliding",) * 5 + ("full",), 6), (("sliding",), 5)):
+        engine = Engine(layer_types=layers, window=window, num_blocks=40, block_size=4, budget=64)
+        request_id = engine.add(prompt(engine.max_model_len - 4), max_tokens=4)
+        engine.run()
+        engine.assert_exact(request_id)
+
+
+def test_what_can_never_fit_is_refused_at_once_and_says_what_would() -> None:
+    engine = Engine(num_blocks=11, block_size=4)
+    with pytest.raises(ContextLengthError, match="at most 39"):
+        engine.add(prompt(40), max_tokens=1)
+    with pytest.raises(ContextLengthError, match="ask for at most 10"):
+        engine.add(prompt(30), max_tokens=11)
+
+
+def test_requests_submitted_together_share_a_prefix_that_is_still_being_computed() -> None:
+    engine = Engine(num_blocks=1000, block_size=32, budget=256, max_num_seqs=32, max_model_len=1200)
+    shared = prompt(1000)
+    ids = [engine.add([*shared, *prompt(32, 300 + n)], max_tokens=4) for n in range(32)]
+    engine.run()
+    assert engine.runner.num_prompt_tokens <= 1000 + 32 * 64
+    for request_id in ids:
+        engine.assert_exact(request_id)
+
+
+def test_no_request_starves() -> None:
+    """A request waits at most until those that came before it have ended, however many come after."""
+    engine = Engine(num_blocks=12, block_size=4, budget=8, safety_margin=0.3, max_num_seqs=3)
+    for n in range(3):
+        engine.add(prompt(6, n * 50), max_tokens=6)
+    victim = engine.add(prompt(30), max_tokens=8)
+    steps = 0
+    while engine.reason(victim) is None:
+        engine.step()
+        steps += 1
+        if steps % 2 == 0 and len(engine.requests) < 200:
+            engine.add(prompt(6, steps), max_tokens=6)
+        # Alone, each of the four needs at most ceil(prompt / budget) + max_tokens steps; together they need no more than
+        # the sum, and a preemption adds at most another prefill for each.
+        assert steps <= 2 * (3 * (1 + 6) + (4 + 8))
+    engine.assert_exact(victim)
+    engine.run()
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_request_can_be_cancelled_at_any_moment(steps: int) -> None:
+    engine = Engine(budget=8)
+    doomed = engine.add(prompt(20), max_tokens=6)
+    other = engine.add(prompt(9, 3), max_tokens=6)
+    for _ in range(steps):
+        engine.step()
+    engine.cancel(doomed)
+    assert engine.reason(doomed) is FinishReason.CANCELLED
+    engine.run()
+    engine.assert_exact(other)
+    assert engine.cache.num_free == engine.cache.num_total
+
+
+def test_a_stop_token_ends_a_request_and_is_named() -> None:
+    engine = Engine()
+    third = expected_output(prompt(5), 3, VOCAB)[2]
+    request_id = engine.add(prompt(5), max_tokens=8, stop_token_ids=(third,))
+    engine.run()
+    last = engine.news[request_id][-1]
+    assert (len(engine.tokens(request_id)), last.finish_reason, last.stop_token_id) == (3, FinishReason.STOP, third)
+
+
+def test_an_end_token_is_ignored_on_request() -> None:
+    third = expected_output(prompt(5), 3, VOCAB)[2]
+    engine = Engine(eos=(third,))
+    ends, goes_on = engine.add(prompt(5), ignore_eos=False), engine.add(prompt(5), ignore_eos=True)
+    engine.run()
+    assert engine.reason(ends) is FinishReason.STOP
+    engine.assert_exact(goes_on)
+
+
+def test_prompt_logprobs_come_once_whatever_is_split_or_cached() -> None:
+    engine = Engine(budget=8, num_blocks=64)
+    engine.add(prompt(30), max_tokens=2)
+    engine.run()
+    request_id = engine.add(prompt(30), max_tokens=2, prompt_logprobs=0)
+    engine.run()
+    scored = [output.prompt_logprobs for output in engine.news[request_id] if output.prompt_logprobs is not None]
+    assert len(scored) == 1
+    assert [entry.token_id for entry in scored[0][1:] if entry] == prompt(30)[1:]
+
+
+def test_a_failed_step_ends_its_requests_and_no_other() -> None:
+    engine = Engine(budget=8, max_num_seqs=1)
+    doomed, other = engine.add(prompt(8)), engine.add(prompt(8))
+    engine.runner.errors.append(ValueError("boom"))
+    engine.step()
+    assert engine.reason(doomed) is FinishReason.ERROR
+    assert "boom" in str(engine.news[doomed][-1].error)
+    engine.run()
+    engine.assert_exact(other)
+
+
+def test_out_of_memory_lowers_the_batch_and_loses_nothing() -> None:
+    engine = Engine(budget=16)
+    ids = [engine.add(prompt(12, n), max_tokens=5) for n in range(3)]
+    engine.runner.errors.extend([OutOfDeviceMemoryError("full"), OutOfDeviceMemoryError("full")])
+    engine.run()
+    assert engine.scheduler.max_batch_tokens == 4
+    for request_id in ids:
+        engine.assert_exact(request_id)
+
+
+def test_out_of_memory_for_a_single_token_is_the_device_s_end() -> None:
+    engine = Engine(budget=1)
+    engine.add([1])
+    engine.runner.errors.append(OutOfDeviceMemoryError("full"))
+    with pytest.raises(DeviceFailedError, match="one token"):
+        engine.step()
+
+
+@settings(max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of arrivals, cancellations, failures and evictions, on small caches of every layout."""
+
+    @initialize(
+        layout=st.sampled_from(
+            [(("full",) * 2, None), (("sliding",), 5), (("sliding", "sliding", "full"), 6), (("sliding", "full"), 3)]
+        ),
+        block_size=st.sampled_from([1, 2, 4, 8]),
+        num_blocks=st.integers(16, 40),
+        budget=st.integers(1, 40),
+        policy=st.sampled_from(["fifo", "prefill_first"]),
+        margin=st.sampled_from([0.0, 0.2, 0.6]),
+        prefix_cache=st.booleans(),
+        max_num_seqs=st.integers(1, 6),
+    )
+    def build(self, layout, block_size, num_blocks, budget, policy, margin, prefix_cache, max_num_seqs) -> None:  # type: ignore[no-untyped-def]
+        self.budget = budget
+        self.engine = Engine(
+            layer_types=layout[0],
+            window=layout[1],
+            block_size=block_size,
+            num_blocks=num_blocks,
+            budget=budget,
+            policy=policy,
+            safety_margin=margin,
+            prefix_cache=prefix_cache,
+            max_num_seqs=max_num_seqs,
+        )
+
+    @rule(family=st.integers(0, 2), length=st.integers(1, 60), max_tokens=st.integers(1, 12))
+    def arrive(self, family: int, length: int, max_tokens: int) -> None:
+        length = min(length, self.engine.max_model_len - 1)
+        self.engine.add(prompt(length, family), min(max_tokens, self.engine.max_model_len - length))
+
+    @rule(steps=st.integers(1, 5))
+    def work(self, steps: int) -> None:
+        for _ in range(steps):
+            self.engine.step()
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.engine.requests:
+            self.engine.cancel(data.draw(st.sampled_from(sorted(self.engine.requests))))
+
+    @rule(out_of_memory=st.booleans())
+    def fail(self, out_of_memory: bool) -> None:
+        # One token that does not fit is the end of the device, and so are many failures in a row: neither is wanted here.
+        self.engine.runner.smallest_failing_batch = 2 if out_of_memory else 1
+        self.engine.runner.errors = [OutOfDeviceMemoryError("full") if out_of_memory else ValueError("boom")]
+        self.engine.step()
+        self.engine.runner.errors = []
+        self.engine.step()
+        self.engine.add([1], 1)
+        self.engine.run()
+        self.engine.scheduler.max_batch_tokens = self.budget
+
+    @rule(count=st.none() | st.integers(1, 5))
+    def evict(self, count: int | None) -> None:
+        self.engine.cache.evict_cached(count)
+
+    @invariant()
+    def bookkeeping_adds_up(self) -> None:
+        self.engine.scheduler.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        self.engine.run(max_steps=20000)
+        assert self.engine.cache.num_free == self.engine.cache.num_total
+        for request_id in self.engine.requests:
+            if self.engine.reason(request_id) is FinishReason.LENGTH:
+                self.engine.assert_exact(request_id)
+            else:
+                request = self.engine.requests[request_id]
+                whole = expected_output(request.prompt_ids, request.max_tokens, VOCAB)
+                tokens = self.engine.tokens(request_id)
+                assert tokens == whole[: len(tokens)]
+                assert self.engine.reason(request_id) in (FinishReason.CANCELLED, FinishReason.ERROR)
+
+
+TestScheduler = SchedulerMachine.TestCase
