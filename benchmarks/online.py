@@ -1,0 +1,119 @@
+"""Runs the HTTP workload: one server at a time, every concurrency, engines by turns at each repetition."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.offline import Plan, Samples, first_line, run, turned, warm_up
+from benchmarks.processes import Engine, RunFailed, Worker, workers
+from benchmarks.results import ResultFile, Row
+from benchmarks.servers import Server, cache_bytes, serving, weight_bytes
+from benchmarks.workloads import HTTP, HTTP_CONCURRENCY, OFFLINE_32, smaller
+
+UNITS = {
+    "throughput": "tok/s",
+    "ttft_p50": "ms",
+    "ttft_p99": "ms",
+    "gap_p50": "ms",
+    "gap_p99": "ms",
+    "per_token_p50": "ms",
+}
+OFFLINE_ROW = "offline_32"
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+HttpSamples = dict[tuple[str, str], list[float]]
+"""By (row name, metric)."""
+
+
+def row_name(concurrency: int) -> str:
+    """The workload's name in the results."""
+    return f"http_{concurrency}"
+
+
+def measure(engines: Sequence[Engine], plan: Plan, results: ResultFile) -> None:
+    """Every engine's server at every concurrency, started anew and warmed up for each repetition.
+
+    The first engine is also run without HTTP, 32 at once, right beside its server in each repetition.
+    """
+    print(f"http: {HTTP.description}", flush=True)
+    by_name = {engine.name: engine for engine in engines}
+    samples: dict[str, HttpSamples] = {name: defaultdict(list) for name in by_name}
+    failures: dict[str, str] = {}
+    alone = replace(plan.settings, max_running=OFFLINE_32.max_running)
+    with workers(engines[:1], alone, limit_seconds=plan.limit_seconds) as started:
+        beside = Samples()
+        for repetition in range(plan.repeats):
+            for name in turned(list(by_name), repetition):
+                _measure_server(by_name[name], repetition, plan, samples[name], failures)
+                results.add(_rows(name, samples[name], failures.get(name, "")))
+            for name, worker in started.items():
+                _measure_offline(worker, repetition, plan, beside)
+                results.add(beside.rows(OFFLINE_ROW, name))
+        results.add([memory_row(engines[0].name, samples[engines[0].name], plan)])
+
+
+def _measure_server(
+    engine: Engine, repetition: int, plan: Plan, samples: HttpSamples, failures: dict[str, str]
+) -> None:
+    if engine.name in failures:
+        return
+    try:
+        with serving(engine, plan.settings, limit_seconds=plan.limit_seconds) as server:
+            _run_all(server, repetition, plan, samples)
+    except RunFailed as error:
+        failures[engine.name] = str(error)
+        print(f"  {engine.name}: not compared: {first_line(str(error))}", flush=True)
+
+
+def _measure_offline(worker: Worker | str, repetition: int, plan: Plan, samples: Samples) -> None:
+    if isinstance(worker, str):
+        samples.failure = worker
+        return
+    workload = smaller(OFFLINE_32) if plan.quick else OFFLINE_32
+    if repetition == 0:
+        warm_up(worker, workload, samples, plan)
+    run(worker, workload, repetition, samples, plan)
+
+
+def _run_all(server: Server, repetition: int, plan: Plan, samples: HttpSamples) -> None:
+    samples["http", "server_start"].append(server.start_seconds)
+    workload = smaller(HTTP) if plan.quick else HTTP
+    server.load(concurrency=8, repetition=-1, count=8, quick=plan.quick, limit_seconds=plan.limit_seconds)
+    for concurrency in HTTP_CONCURRENCY:
+        count = max(4, min(workload.count, 2 * concurrency))
+        # Another concurrency must not find the prompts of the last one in the prefix cache.
+        seed = repetition if concurrency == max(HTTP_CONCURRENCY) else 1_000 * concurrency + repetition
+        figures = server.load(
+            concurrency=concurrency, repetition=seed, count=count, quick=plan.quick, limit_seconds=plan.limit_seconds
+        )
+        for metric in UNITS:
+            samples[row_name(concurrency), metric].append(figures[metric])
+        run = f"{time.strftime('%H:%M:%S')} run {repetition + 1}/{plan.repeats} {server.engine:16}"
+        said = f"{figures['throughput']:8.1f} tok/s, TTFT p50 {figures['ttft_p50']:.0f} ms"
+        print(f"  {run} {concurrency:2} clients {said}", flush=True)
+    samples["http", "resident"].append(server.resident_bytes())
+
+
+def _rows(engine: str, samples: HttpSamples, failure: str) -> list[Row]:
+    if not samples:
+        note = f"not compared: {first_line(failure)}"
+        return [Row(row_name(count), engine, "throughput", None, "tok/s", note=note) for count in HTTP_CONCURRENCY]
+    names = [row_name(count) for count in HTTP_CONCURRENCY]
+    rows = [
+        Row.median(name, engine, metric, samples[name, metric], unit)
+        for name in names
+        for metric, unit in UNITS.items()
+    ]
+    return [*rows, Row.median("http", engine, "server_start", samples["http", "server_start"], "s")]
+
+
+def memory_row(engine: str, samples: HttpSamples, plan: Plan) -> Row:
+    """Resident memory above weights and cache, after load."""
+    size = DTYPE_BYTES[plan.settings.dtype]
+    known = weight_bytes(plan.settings.folder, size) + cache_bytes(
+        plan.settings.folder, plan.settings.cache_tokens, size
+    )
+    above = [(resident - known) / 2**30 for resident in samples["http", "resident"]]
+    return Row.median("memory", engine, "resident_above_weights_and_cache", above, "GiB")
