@@ -54,6 +54,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.hashed = {}
         """Chained hash -> (salt, tokens up to the block's end)."""
         self.running = {}
+        self.seen = []
 
     # --- what a scheduler does ---------------------------------------------------------------------------------------
 
@@ -62,12 +63,12 @@ class CacheMachine(RuleBasedStateMachine):
     def admit(self, tokens, salt):
         self.enter(tokens, salt)
 
-    @precondition(lambda self: self.running and len(self.running) < SLOTS)
-    @rule(data=st.data(), tail=st.lists(st.integers(0, 1), min_size=1, max_size=6))
-    def admit_a_continuation(self, data, tail):
-        known = self.pick(data)
-        if len(known.tokens) + len(tail) <= MAX_MODEL_LEN:
-            self.enter([*known.tokens, *tail], known.salt)
+    @precondition(lambda self: self.seen and len(self.running) < SLOTS)
+    @rule(data=st.data(), cut=st.integers(0, 12), tail=st.lists(st.integers(0, 1), min_size=1, max_size=6))
+    def admit_what_begins_like_another(self, data, cut, tail):
+        known = data.draw(st.sampled_from(self.seen))
+        prefix = known.tokens[: len(known.tokens) - cut]
+        self.enter([*prefix, *tail][:MAX_MODEL_LEN], known.salt)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), chunk=st.integers(1, 12), sampled=st.integers(0, 1))
@@ -180,6 +181,7 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert announced > free
         self.running[slot] = sequence
+        self.seen.append(sequence)
         return sequence
 
     def longest_hit(self, sequence):
