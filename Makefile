@@ -4,7 +4,7 @@
 RUN := .ci/uv run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-gpu bench lint format docs
+.PHONY: help serve test test-engine test-gpu bench lint style imports types budgets format docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -24,9 +24,21 @@ test-gpu: ## the tests that need a CUDA device
 bench: ## figures beside peers: one table and one plot
 	$(RUN) --group test --group bench python -m benchmarks
 
-lint: ## style, types, import directions, size budgets, generated documents
-	$(RUN) --group lint ruff check && $(RUN) --group lint ruff format --check && $(RUN) --group lint lint-imports
-	$(RUN) --group lint --group test mypy && $(RUN) --group test pytest tests/house
+lint: style imports types budgets ## style, import directions, types, size budgets, generated documents
+
+style:
+	$(RUN) --group lint ruff check
+	$(RUN) --group lint ruff format --check
+
+imports:
+	$(RUN) --group lint lint-imports --no-logo
+
+types:
+	$(RUN) --group lint mypy
+
+budgets:
+	$(RUN) --group test python tests/house/budgets.py
+	$(RUN) --group test pytest -q tests/house
 
 format: ## let ruff repair what it can
 	$(RUN) --group lint ruff check --fix && $(RUN) --group lint ruff format
