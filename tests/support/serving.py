@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
-from fake_engine import FakeEngine
 from prometheus_client import CollectorRegistry
 
+from fake_engine import FakeEngine
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.server.app import create_app
 

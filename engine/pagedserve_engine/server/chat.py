@@ -34,7 +34,7 @@ from pagedserve_engine.server.generation import (
     submitted,
     time_limit,
 )
-from pagedserve_engine.server.keys import CONFIG, ENGINE, record_of
+from pagedserve_engine.server.keys import CONFIG, ENGINE, RECORD
 from pagedserve_engine.server.logprobs import LogprobRenderer
 from pagedserve_engine.server.replies import head, trace_request
 from pagedserve_engine.server.schema import ChatRequest, TemplateOptions, parse_chat
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, whole or streaming."""
-    engine, record = request.app[ENGINE], record_of(request)
+    engine, record = request.app[ENGINE], RECORD.get()
     limit = request.app[CONFIG].request_timeout_seconds
     async with time_limit(limit, since=record.started):
         asked = parse_chat(await request.read(), engine.vocab_size)

@@ -25,7 +25,7 @@ from pagedserve_engine.server.generation import (
     submitted,
     time_limit,
 )
-from pagedserve_engine.server.keys import CONFIG, ENGINE, record_of
+from pagedserve_engine.server.keys import CONFIG, ENGINE, RECORD
 from pagedserve_engine.server.logprobs import LogprobRenderer
 from pagedserve_engine.server.replies import head, trace_request
 from pagedserve_engine.server.schema import CompletionRequest, parse_completion
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Complete one or several prompts, whole or streaming."""
-    engine, record = request.app[ENGINE], record_of(request)
+    engine, record = request.app[ENGINE], RECORD.get()
     async with time_limit(request.app[CONFIG].request_timeout_seconds, since=record.started):
         asked = parse_completion(await request.read(), engine.vocab_size)
         check_model(engine, asked.generation.model)

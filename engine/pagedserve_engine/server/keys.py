@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,5 @@ class Record:
         self.num_output_tokens = (self.num_output_tokens or 0) + num_tokens
 
 
-RECORD = "pagedserve_record"
-"""Of a request; a plain string because aiohttp types request keys from 3.14 on only."""
-
-
-def record_of(request: web.Request) -> Record:
-    """The request's record, made by the outermost middleware."""
-    record: Record = request[RECORD]
-    return record
+RECORD: ContextVar[Record] = ContextVar("RECORD")
+"""Of the request being served: aiohttp handles each in a task of its own."""

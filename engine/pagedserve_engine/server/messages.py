@@ -84,6 +84,8 @@ def for_template(messages: list[dict[str, Any]], path: str = "messages") -> list
 
 def _plain(message: dict[str, Any], path: str) -> dict[str, Any]:
     plain = {name: value for name, value in message.items() if value is not None and name not in _INERT}
+    if isinstance(plain.get("content"), list):
+        plain["content"] = [{"type": part["type"], "text": part["text"]} for part in plain["content"]]
     if message["role"] == "assistant":
         plain.setdefault("content", "")
     if "tool_calls" in plain:

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from pagedserve_engine.logs import request_id
 from pagedserve_engine.server.bodies import error_response
 from pagedserve_engine.server.failures import as_error
-from pagedserve_engine.server.keys import API_KEYS, HTTP_METRICS, RECORD, TRACER, Record, record_of
+from pagedserve_engine.server.keys import API_KEYS, HTTP_METRICS, RECORD, TRACER, Record
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ async def keep_record(request: web.Request, handler: Handler) -> web.StreamRespo
     """Give the request its id, and leave one log line, one count and one span of it."""
     given = request.headers.get("X-Request-Id", "")
     record = Record(request_id=given if _ID.fullmatch(given) else uuid.uuid4().hex)
-    request[RECORD] = record
-    token = request_id.set(record.request_id)
+    RECORD.set(record)
+    request_id.set(record.request_id)
     status = CLIENT_CLOSED
     try:
         with request.app[TRACER].span(f"{request.method} {route_of(request)}", request.headers) as span:
@@ -46,13 +46,13 @@ async def keep_record(request: web.Request, handler: Handler) -> web.StreamRespo
     finally:
         _log(request, record, status)
         request.app[HTTP_METRICS].count(route_of(request), status)
-        request_id.reset(token)
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """Name the request, and no software version, in every response's headers."""
-    if RECORD in request:
-        response.headers["X-Request-Id"] = record_of(request).request_id
+    record = RECORD.get(None)
+    if record is not None:
+        response.headers["X-Request-Id"] = record.request_id
     response.headers["Server"] = "pagedserve"
 
 
@@ -68,7 +68,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         raise asyncio.CancelledError from None
     except Exception as failure:
         error = as_error(request, failure)
-        record_of(request).error_code = error.code or error.type
+        RECORD.get().error_code = error.code or error.type
         response = error_response(error)
         if isinstance(failure, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = failure.headers["Allow"]

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from pagedserve_engine.server.common import Generation
-from pagedserve_engine.server.keys import ENGINE, FINGERPRINT, record_of
+from pagedserve_engine.server.keys import ENGINE, FINGERPRINT, RECORD
 
 
 def head(request: web.Request, response_id: str, kind: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def head(request: web.Request, response_id: str, kind: str) -> dict[str, Any]:
 def trace_request(request: web.Request, operation: str, generation: Generation, response_id: str) -> None:
     """Add what was asked to the request's span."""
     params = generation.params
-    record_of(request).span.set(
+    RECORD.get().span.set(
         {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "pagedserve",

@@ -12,7 +12,7 @@ from pagedserve_engine.server.bodies import error_body
 from pagedserve_engine.server.events import DONE, event
 from pagedserve_engine.server.failures import as_error
 from pagedserve_engine.server.generation import time_limit
-from pagedserve_engine.server.keys import CONFIG, record_of
+from pagedserve_engine.server.keys import CONFIG, RECORD
 
 FAREWELL_SECONDS = 1.0
 """For the last event to a client that may have stopped reading."""
@@ -25,7 +25,7 @@ async def respond(request: web.Request, events: AsyncGenerator[bytes, None]) -> 
 
     Each write waits while the client is more than the transport's buffer behind.
     """
-    record, limit = record_of(request), request.app[CONFIG].request_timeout_seconds
+    record, limit = RECORD.get(), request.app[CONFIG].request_timeout_seconds
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     try:
