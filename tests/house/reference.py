@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.metrics import EngineMetrics
+from pagedserve_engine.server.traffic import HttpMetrics
 from pagedserve_engine.stats import Planned
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -35,7 +36,8 @@ offline mode), `CUDA_VISIBLE_DEVICES`.
 METRICS = """\
 # Metrics
 
-<!-- Made by `make docs` from EngineMetrics; change engine/pagedserve_engine/metrics.py instead. -->
+<!-- Made by `make docs` from EngineMetrics and HttpMetrics; change engine/pagedserve_engine/metrics.py
+or server/traffic.py instead. -->
 
 `GET /metrics` answers in Prometheus' format. Units are seconds, bytes, tokens and ratios from 0 to 1. Labels take only
 the values that stand here, and every outcome is a series from the start.
@@ -88,8 +90,11 @@ def render_metrics() -> str:
     """docs/metrics.md."""
     registry = CollectorRegistry()
     metrics = EngineMetrics(registry)
+    http_metrics = HttpMetrics(registry)
     # Series whose values are known only at run time appear once reported.
     metrics.report_engine(model="…", dtype="…", attention="…", version="…")
+    for status in (200, 400, 500):
+        http_metrics.count("(the server's)", status)
     planned = Planned(requested=2, actual=2)
     metrics.report_settings(num_blocks=planned, max_batch_tokens=planned, max_model_len=planned, block_size=32)
     rows = [(f"`{_name(family)}`", family.type, _labels(family), family.documentation) for family in registry.collect()]

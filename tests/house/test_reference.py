@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import pytest
@@ -28,3 +29,12 @@ def test_metrics_stand_with_their_labels() -> None:
     )
     assert "| `pagedserve_num_blocks` | gauge | `kind`: actual, requested |" in rows
     assert "| `pagedserve_cache_info` | info | `block_size`, `num_blocks` |" in rows
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    root = DOCS.parent
+    documents = [root / "README.md", root / "CONTRIBUTING.md", *DOCS.glob("*.md")]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
