@@ -1,4 +1,5 @@
 import numpy as np
+
 from pagedserve_engine.cache.full import FullAllocator
 from pagedserve_engine.cache.pool import BlockPool
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pagedserve_engine.cache.layout import UNBOUNDED, CacheLayout, group_layers
 from pagedserve_engine.errors import UnsupportedModelError
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
 

@@ -1,4 +1,5 @@
 import pytest
+
 from pagedserve_engine.cache.pool import NULL_BLOCK, BlockPool
 from pagedserve_engine.errors import ConfigError
 

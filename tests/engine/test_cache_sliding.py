@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pagedserve_engine.cache.pool import BlockPool
 from pagedserve_engine.cache.sliding import SlidingAllocator
 

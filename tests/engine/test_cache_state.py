@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
 
@@ -260,5 +261,5 @@ class SlidingCacheMachine(CacheMachine):
 @pytest.mark.parametrize("machine", [CacheMachine, FullCacheMachine, SlidingCacheMachine])
 def test_any_order_of_calls_keeps_every_page_right(machine):
     case = machine.TestCase()
-    case.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+    case.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
     case.runTest()
