@@ -66,7 +66,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("body, expected", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize(("body", "expected"), PARAMETERS.values(), ids=PARAMETERS)
 @pytest.mark.parametrize("parse", [completion, chat])
 def test_a_parameter_reaches_sampling(parse: Any, body: dict[str, Any], expected: dict[str, Any]) -> None:
     params = parse(**body).generation.params
@@ -106,7 +106,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("body, param", BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("body", "param"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("parse", [completion, chat])
 def test_a_bad_field_is_named(parse: Any, body: dict[str, Any], param: str) -> None:
     error = refusal(parse, **body)
@@ -132,7 +132,7 @@ BAD_COMPLETION = {
 }
 
 
-@pytest.mark.parametrize("body, param", BAD_COMPLETION.values(), ids=BAD_COMPLETION)
+@pytest.mark.parametrize(("body", "param"), BAD_COMPLETION.values(), ids=BAD_COMPLETION)
 def test_a_bad_completion_field_is_named(body: dict[str, Any], param: str) -> None:
     assert refusal(completion, **body).param == param
 
@@ -176,7 +176,7 @@ BAD_CHAT = {
 }
 
 
-@pytest.mark.parametrize("body, param", BAD_CHAT.values(), ids=BAD_CHAT)
+@pytest.mark.parametrize(("body", "param"), BAD_CHAT.values(), ids=BAD_CHAT)
 def test_a_bad_chat_field_is_named(body: dict[str, Any], param: str) -> None:
     assert refusal(chat, **body).param == param
 
@@ -213,7 +213,7 @@ def test_null_means_absent_for_every_optional_field() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt, expected", [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])]
+    ("prompt", "expected"), [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])]
 )
 def test_prompts_come_in_four_shapes(prompt: Any, expected: Any) -> None:
     assert completion(prompt=prompt).prompts == expected

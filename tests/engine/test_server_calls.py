@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from hypothesis import given
@@ -25,7 +26,7 @@ FRAGMENTS = st.lists(
 
 def cut(text: str, cuts: list[int]) -> list[str]:
     places = sorted({0, len(text), *(at % (len(text) + 1) for at in cuts)})
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
 def told(parser: FreeCallParser | DemandedCallParser, parts: list[str]) -> tuple[str, list[tuple[str, str]]]:

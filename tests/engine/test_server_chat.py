@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from fake_engine import FakeEngine, FakeTokenizer
 from serving import Reply, chat
 
@@ -103,7 +104,7 @@ def test_the_conversation_reaches_the_template() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("tokens_per_output", [1, 5, 500])
 @pytest.mark.parametrize(
-    "answer, content",
+    ("answer", "content"),
     [
         (CALL, ""),
         ("Let me see.\n\n" + CALL, "Let me see."),

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import FakeEngine
-from serving import complete
 
+from fake_engine import FakeEngine
 from pagedserve_engine.errors import StepFailedError
+from serving import complete
 
 
 def test_a_completion_is_whole() -> None:
@@ -54,7 +54,7 @@ def test_usage_ends_a_stream_that_asks_for_it() -> None:
 def test_several_prompts_stream_interleaved() -> None:
     engine = FakeEngine(answer=lambda request: bytes(request.prompt_ids[1:]).decode() * 3)
     chunks = complete(engine, stream=True, prompt=["a", "b"], n=2).chunks
-    texts = {index: "" for index in range(4)}
+    texts = dict.fromkeys(range(4), "")
     for chunk in chunks:
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
     assert texts == {0: "aaa", 1: "aaa", 2: "bbb", 3: "bbb"}

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
-from fake_engine import FakeEngine
-from serving import Reply, call, chat, complete, drive, read
 
+from fake_engine import FakeEngine
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import (
     ConfigError,
@@ -24,6 +23,7 @@ from pagedserve_engine.errors import (
     QueueFullError,
 )
 from pagedserve_engine.server.app import create_app
+from serving import Reply, call, chat, complete, drive, read
 
 BODY = {"prompt": "Hi"}
 
@@ -44,7 +44,7 @@ REFUSALS: dict[str, tuple[PagedServeError, int, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("refusal, status, retry_after", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize(("refusal", "status", "retry_after"), REFUSALS.values(), ids=REFUSALS)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("send", [complete, chat])
 def test_what_the_engine_refuses_has_its_status(
@@ -145,7 +145,7 @@ def test_a_client_that_stops_reading_does_not_hold_its_handler_for_ever() -> Non
             {"prompt": "Hi", "stream": True, "max_tokens": 4000, "n": 128, "return_token_ids": True}
         ).encode()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-        reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
+        _reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
         writer.write(head + body)
         await asyncio.wait_for(engine.submitted.wait(), 5)
         await asyncio.wait_for(engine.all_closed.wait(), 10)
