@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -43,6 +44,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main() -> None:
     options = parse_arguments()
+    # Ended from outside, the engines' processes still have to be ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     repeats = 1 if options.quick else options.repeats
     folder = str(options.model or small_model_folder())
     settings = Settings(folder=folder, dtype=options.dtype, threads=options.threads, max_running=256)

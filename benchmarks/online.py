@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from benchmarks.bars import US
 from benchmarks.offline import Plan, Samples, first_line, run, turned, warm_up
 from benchmarks.processes import Engine, RunFailed, Worker, workers
 from benchmarks.results import ResultFile, Row
@@ -35,14 +36,15 @@ def row_name(concurrency: int) -> str:
 def measure(engines: Sequence[Engine], plan: Plan, results: ResultFile) -> None:
     """Every engine's server at every concurrency, started anew and warmed up for each repetition.
 
-    The first engine is also run without HTTP, 32 at once, right beside its server in each repetition.
+    This repository's engine is also run without HTTP, 32 at once, beside its server in each repetition.
     """
     print(f"http: {HTTP.description}", flush=True)
     by_name = {engine.name: engine for engine in engines}
     samples: dict[str, HttpSamples] = {name: defaultdict(list) for name in by_name}
     failures: dict[str, str] = {}
     alone = replace(plan.settings, max_running=OFFLINE_32.max_running)
-    with workers(engines[:1], alone, limit_seconds=plan.limit_seconds) as started:
+    ours = [engine for engine in engines if engine.name == US]
+    with workers(ours, alone, limit_seconds=plan.limit_seconds) as started:
         beside = Samples()
         for repetition in range(plan.repeats):
             for name in turned(list(by_name), repetition):
@@ -51,7 +53,7 @@ def measure(engines: Sequence[Engine], plan: Plan, results: ResultFile) -> None:
             for name, worker in started.items():
                 _measure_offline(worker, repetition, plan, beside)
                 results.add(beside.rows(OFFLINE_ROW, name))
-        results.add([memory_row(engines[0].name, samples[engines[0].name], plan)])
+        results.add(memory_row(engine.name, samples[engine.name], plan) for engine in ours)
 
 
 def _measure_server(
