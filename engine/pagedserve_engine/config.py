@@ -26,7 +26,7 @@ Auto = Literal["auto"]
 
 def setting(default: object, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A field with its sentence and its inclusive bounds."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})  # type: ignore[call-overload]
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "of weights and activations; auto: bfloat16 where the device has it, else float16 (GPU), float32 (CPU)"
     )
-    max_model_len: int | Auto = setting("auto", "tokens of prompt and output together; auto: what model and memory allow", low=2)
+    max_model_len: int | Auto = setting(
+        "auto", "tokens of prompt and output together; auto: what model and memory allow", low=2
+    )
     quantization: Literal["none"] = setting("none", "of the weights")
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "of the cache; auto: as DTYPE")
     chat_template: Path | None = setting(None, "Jinja file that replaces the model's chat template")
@@ -53,7 +55,9 @@ class EngineConfig:
     max_batch_tokens: int | Auto = setting(2048, "query tokens of one step; auto measures", low=1)
     block_size: int = setting(32, "tokens of a block", low=1, high=1024)
     safety_margin: float = setting(0.2, "share of the blocks kept for what already runs", low=0.0, high=0.99)
-    max_memory_percent: float = setting(0.9, "share (0 to 1) of the device's memory that the engine may take", low=0.01, high=1.0)
+    max_memory_percent: float = setting(
+        0.9, "share (0 to 1) of the device's memory that the engine may take", low=0.01, high=1.0
+    )
     use_cuda_graph: bool = setting(False, "capture and replay CUDA graphs (no effect on a CPU)")
     scheduler: Literal["fifo", "prefill_first"] = setting("fifo", "order in which requests share a step")
     prefix_cache: bool = setting(True, "find the blocks of equal prefixes again")
@@ -72,14 +76,21 @@ class EngineConfig:
     port: int = setting(8080, "port to listen on; 0 takes a free one", low=0, high=65535)
     log_format: Literal["text", "json"] = setting("text", "of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "lowest level that is logged")
-    otel_exporter_otlp_endpoint: str | None = setting(None, "OpenTelemetry collector (HTTP); traces are off without one")
-    termination_message_path: Path = setting(
-        Path("/dev/termination-log"), "file that gets the one-line reason when the engine ends itself; skipped if absent"
+    otel_exporter_otlp_endpoint: str | None = setting(
+        None, "OpenTelemetry collector (HTTP); traces are off without one"
     )
-    cache_dir: Path | None = setting(None, "folder for converted weights; default: pagedserve below the user's cache folder")
+    termination_message_path: Path = setting(
+        Path("/dev/termination-log"),
+        "file that gets the one-line reason when the engine ends itself; skipped if absent",
+    )
+    cache_dir: Path | None = setting(
+        None, "folder for converted weights; default: pagedserve below the user's cache folder"
+    )
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            _check_choice(field.name, getattr(self, field.name), hints[field.name])
             _check_bounds(field, getattr(self, field.name))
         if self.tensor_parallel_size != 1:
             raise ConfigError(
@@ -92,20 +103,24 @@ class EngineConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, prog: str | None = None) -> Self:
+    def read(
+        cls, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, prog: str | None = None
+    ) -> Self:
         """Settings from flags over variables over defaults.
 
         Raises ConfigError naming the variable or flag, its value and what is allowed.
         """
         environ = os.environ if environ is None else environ
         parser = build_parser(prog)
-        flags = {name: value for name, value in vars(parser.parse_args(list(arguments))).items() if value is not None}
+        flags = {name: value for name, value in vars(parser.parse_args(list(arguments))).items() if value}
         hints = typing.get_type_hints(cls)
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             variable = field.name.upper()
             if field.name in flags:
-                values[field.name] = parse_value("--" + field.name.replace("_", "-"), flags[field.name], hints[field.name])
+                values[field.name] = parse_value(
+                    "--" + field.name.replace("_", "-"), flags[field.name], hints[field.name]
+                )
             elif environ.get(variable, "") != "":
                 values[field.name] = parse_value(variable, environ[variable], hints[field.name])
         return cls(**values)
@@ -126,7 +141,9 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 def parse_value(name: str, text: str, hint: Any) -> object:
     """``text`` as a value of the type ``hint``; ``name`` is for the error."""
     alternatives = _alternatives(hint)
-    choices = [choice for alternative in alternatives if _is_literal(alternative) for choice in typing.get_args(alternative)]
+    choices = [
+        choice for alternative in alternatives if _is_literal(alternative) for choice in typing.get_args(alternative)
+    ]
     if text in choices:
         return text
     for kind in alternatives:
@@ -162,6 +179,14 @@ def _describe(alternatives: list[Any], choices: list[str]) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     kinds = [words[kind] for kind in alternatives if kind in words]
     return " or ".join(kinds + [repr(choice) for choice in choices])
+
+
+def _check_choice(name: str, value: object, hint: Any) -> None:
+    """Text where only certain words are allowed must be one of them, also where no text was parsed."""
+    alternatives = _alternatives(hint)
+    choices = [choice for kind in alternatives if _is_literal(kind) for choice in typing.get_args(kind)]
+    if isinstance(value, str) and choices and str not in alternatives and value not in choices:
+        raise ConfigError(f"{name.upper()} is {value!r}: give {_describe(alternatives, choices)}", param=name)
 
 
 def _check_bounds(field: dataclasses.Field[Any], value: object) -> None:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Self
 
 from pagedserve_engine.assembly import Core, build_core
@@ -26,12 +27,15 @@ from pagedserve_engine.errors import (
     QueueFullError,
 )
 from pagedserve_engine.manager import ContinuousBatchingManager, News
-from pagedserve_engine.metrics import EngineMetrics, Outcome, RequestStats
+from pagedserve_engine.metrics import EngineMetrics
+from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 from pagedserve_engine.model.tokenizer import Tokenizer
 from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec, SamplingParams
 from pagedserve_engine.text import NoText, TextAssembler, TextOutput
 
 logger = logging.getLogger(__name__)
+
+VERSION = metadata.version("pagedserve-engine")
 
 LONG_TEXT = 4096
 """Characters from which on text is tokenized on a thread of its own, so that the event loop stays free."""
@@ -158,7 +162,22 @@ class AsyncEngine:
         manager = ContinuousBatchingManager(core.processor, receive=lambda news: _call_soon(loop, self._dispatch, news))
         manager.start()
         self._core, self._manager = core, manager
-        self._metrics.set_plan(core)
+        self._report(core)
+
+    def _report(self, core: Core) -> None:
+        plan = core.plan
+        blocks, batch, length = (
+            Planned(requested=None if requested == "auto" else requested, actual=actual)
+            for _, requested, actual in plan.settings
+        )
+        self._metrics.report_settings(
+            num_blocks=blocks, max_batch_tokens=batch, max_model_len=length, block_size=plan.block_size
+        )
+        self._metrics.report_engine(
+            model=core.name, dtype=str(core.dtype).removeprefix("torch."), attention=core.attention, version=VERSION
+        )
+        self._metrics.report_device_memory(used=plan.used, total=plan.total)
+        self._metrics.observe_step(StepStats.idle(num_blocks=plan.num_blocks))
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, and let what runs finish within ``seconds``; what is left then fails with DrainingError."""

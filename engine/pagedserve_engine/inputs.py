@@ -53,6 +53,16 @@ class InputBuilder:
         self._device = device
         self._places = tuple(layout.place(layer) for layer in range(num_layers))
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._layout.block_size
+
+    @property
+    def num_groups(self) -> int:
+        """Layer groups, each with a block table."""
+        return len(self._layout.groups)
+
     def build(self, batch: Batch) -> StepInputs:
         """Inputs of ``batch``."""
         stops = np.cumsum(batch.query_lens)

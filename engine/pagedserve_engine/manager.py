@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pagedserve_engine.assembly import build_core
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import CancelledRequestError, DrainingError, EngineDeadError, PagedServeError
-from pagedserve_engine.metrics import StepStats
+from pagedserve_engine.stats import StepStats
 from pagedserve_engine.processor import ContinuousBatchProcessor, refusal
 from pagedserve_engine.request import GenerationOutput, RequestState, SamplingParams
 
@@ -37,7 +37,7 @@ class News:
     outputs: list[GenerationOutput]
     stats: StepStats | None
     num_received: int
-    """Requests taken from the inbox since the start."""
+    """Sequences taken from the inbox since the start."""
     death: EngineDeadError | None = None
     """The core's last word: every request that has no end yet ends with it."""
 

@@ -14,7 +14,7 @@ from pagedserve_engine.errors import (
     PagedServeError,
     StepFailedError,
 )
-from pagedserve_engine.metrics import StepStats
+from pagedserve_engine.stats import StepStats
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState
 from pagedserve_engine.scheduler.scheduler import Scheduler
 
@@ -66,15 +66,15 @@ class ContinuousBatchProcessor:
         """End every request with ``error``."""
         return self.scheduler.fail_all(error)
 
-    def step(self) -> tuple[list[GenerationOutput], StepStats | None]:
-        """Run one step; returns the requests' news and the step's figures (None where there was nothing to do).
+    def step(self) -> tuple[list[GenerationOutput], StepStats]:
+        """Run one step; returns the requests' news and the step's figures (of no tokens where there was nothing to do).
 
         A step that fails ends the requests in it and no other. Raises DeviceFailedError where going on is pointless.
         """
         started = time.perf_counter()
         batch = self.prepare_next_batch()
         if batch is None:
-            return [], None
+            return [], self._measure(None, [], 0.0)
         try:
             output = self._runner.run(batch)
         except OutOfDeviceMemoryError as error:
@@ -105,7 +105,7 @@ class ContinuousBatchProcessor:
         cause = error if isinstance(error, EngineError) else StepFailedError(f"the step failed: {error}")
         return self.scheduler.fail_batch(batch, cause)
 
-    def _measure(self, batch: Batch, outputs: list[GenerationOutput], duration: float) -> StepStats:
+    def _measure(self, batch: Batch | None, outputs: list[GenerationOutput], duration: float) -> StepStats:
         scheduler, cache = self.scheduler, self.scheduler.cache
         oldest = scheduler.oldest_arrival()
         preemptions = scheduler.num_preemptions - self._preemptions_seen
@@ -113,7 +113,7 @@ class ContinuousBatchProcessor:
         generated = sum(len(news.token_ids) for news in outputs)
         return StepStats(
             duration=duration,
-            num_tokens=batch.num_tokens,
+            num_tokens=0 if batch is None else batch.num_tokens,
             budget=scheduler.max_batch_tokens,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
@@ -123,11 +123,16 @@ class ContinuousBatchProcessor:
             blocks_referenced=cache.num_referenced,
             blocks_cached=cache.num_cached,
             blocks_total=cache.num_total,
-            prompt_tokens=batch.num_tokens - batch.num_decodes,
+            prompt_tokens=0 if batch is None else batch.num_tokens - batch.num_decodes,
             generated_tokens=generated,
-            cached_tokens=sum(batch.requests[row].num_cached_tokens for row in batch.admitted),
+            cached_tokens=0 if batch is None else sum(_cached(batch, row) for row in batch.admitted),
             preemptions=preemptions,
         )
+
+
+def _cached(batch: Batch, row: int) -> int:
+    """Prompt tokens that an admitted row found in the cache."""
+    return min(int(batch.context_lens[row]), len(batch.requests[row].prompt_ids))
 
 
 def refusal(request_id: str, error: PagedServeError) -> GenerationOutput:

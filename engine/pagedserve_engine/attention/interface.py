@@ -19,7 +19,9 @@ from pagedserve_engine.errors import UnsupportedModelError
 
 ATTENTION_NAME = "pagedserve"
 
-_IGNORED = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"})
+_IGNORED = frozenset(
+    {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "cache_position"}
+)
 """Keywords that models pass on to attention and that change nothing in it."""
 
 

@@ -25,6 +25,9 @@ QUERY_SLICE = 256
 SEGMENT_COST = 512
 """Keys whose gathering costs about as much as one more segment (per layer, measured on a CPU)."""
 
+SEGMENT_KEYS = 16384
+"""Keys that a segment of several rows gathers at most: bounds the copy, and keeps it near the cache of a CPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowSlice:
@@ -111,7 +114,7 @@ def _group_slices(
     # Longest first: a bucket's width is its first row's, and it closes where padding would cost more than a segment.
     for row in np.argsort(-reads, kind="stable").tolist():
         padding = longest - int(reads[row])
-        if bucket and padding * len(bucket) > SEGMENT_COST:
+        if bucket and (padding * len(bucket) > SEGMENT_COST or longest * (len(bucket) + 1) > SEGMENT_KEYS):
             yield bucket
             bucket = []
         if not bucket:
