@@ -47,7 +47,7 @@ def main() -> None:
     # Ended from outside, the engines' processes still have to be ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     repeats = 1 if options.quick else options.repeats
-    folder = str(options.model or small_model_folder())
+    folder = str(options.model or small_model_folder(options.dtype))
     settings = Settings(folder=folder, dtype=options.dtype, threads=options.threads, max_running=256)
     plan = Plan(
         settings=settings,
@@ -99,13 +99,12 @@ def find_engines(names: Sequence[str], threads: int) -> list[Engine]:
     return engines
 
 
-def small_model_folder() -> Path:
+def small_model_folder(dtype: str) -> Path:
     """SmolLM2 as a folder of safetensors, converted at the first call."""
+    from pagedserve_engine.config import EngineConfig
     from pagedserve_engine.model.loader import resolve_model
 
-    from pagedserve_engine.config import EngineConfig
-
-    return resolve_model(EngineConfig())
+    return resolve_model(EngineConfig(dtype=dtype))  # type: ignore[arg-type]
 
 
 def measure_bookkeeping(repeats: int, results: ResultFile) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,21 +36,22 @@ def row_name(concurrency: int) -> str:
 
 
 def measure(engines: Sequence[Engine], plan: Plan, results: ResultFile) -> None:
-    """Every engine's server at every concurrency, started anew and warmed up for each repetition.
+    """Every engine's server at every concurrency; servers start once, and one that doesn't serve is stopped.
 
     This repository's engine is also run without HTTP, 32 at once, beside its server in each repetition.
     """
     print(f"http: {HTTP.description}", flush=True)
-    by_name = {engine.name: engine for engine in engines}
-    samples: dict[str, HttpSamples] = {name: defaultdict(list) for name in by_name}
+    samples: dict[str, HttpSamples] = {engine.name: defaultdict(list) for engine in engines}
     failures: dict[str, str] = {}
-    alone = replace(plan.settings, max_running=OFFLINE_32.max_running)
     ours = [engine for engine in engines if engine.name == US]
-    with workers(ours, alone, limit_seconds=plan.limit_seconds) as started:
+    alone = replace(plan.settings, max_running=OFFLINE_32.max_running)
+    with contextlib.ExitStack() as stack:
+        servers = {engine.name: _start(engine, plan, stack, samples[engine.name], failures) for engine in engines}
+        started = stack.enter_context(workers(ours, alone, limit_seconds=plan.limit_seconds))
         beside = Samples()
         for repetition in range(plan.repeats):
-            for name in turned(list(by_name), repetition):
-                _measure_server(by_name[name], repetition, plan, samples[name], failures)
+            for name in turned(list(servers), repetition):
+                _measure_server(servers[name], repetition, plan, samples[name], failures)
                 results.add(_rows(name, samples[name], failures.get(name, "")))
             for name, worker in started.items():
                 _measure_offline(worker, repetition, plan, beside)
@@ -56,17 +59,35 @@ def measure(engines: Sequence[Engine], plan: Plan, results: ResultFile) -> None:
         results.add(memory_row(engine.name, samples[engine.name], plan) for engine in ours)
 
 
-def _measure_server(
-    engine: Engine, repetition: int, plan: Plan, samples: HttpSamples, failures: dict[str, str]
-) -> None:
-    if engine.name in failures:
-        return
+def _start(
+    engine: Engine, plan: Plan, stack: contextlib.ExitStack, samples: HttpSamples, failures: dict[str, str]
+) -> Server | None:
     try:
-        with serving(engine, plan.settings, limit_seconds=plan.limit_seconds) as server:
-            _run_all(server, repetition, plan, samples)
+        server = stack.enter_context(serving(engine, plan.settings, limit_seconds=plan.limit_seconds))
+        server.load(concurrency=8, repetition=-1, count=8, quick=plan.quick, limit_seconds=plan.limit_seconds)
     except RunFailed as error:
         failures[engine.name] = str(error)
         print(f"  {engine.name}: not compared: {first_line(str(error))}", flush=True)
+        return None
+    server.process.signal(signal.SIGSTOP)
+    samples["http", "server_start"].append(server.start_seconds)
+    print(f"  {engine.name}: ready after {server.start_seconds:.1f} s", flush=True)
+    return server
+
+
+def _measure_server(
+    server: Server | None, repetition: int, plan: Plan, samples: HttpSamples, failures: dict[str, str]
+) -> None:
+    if server is None or server.engine in failures:
+        return
+    server.process.signal(signal.SIGCONT)
+    try:
+        _run_all(server, repetition, plan, samples)
+    except RunFailed as error:
+        failures[server.engine] = str(error)
+        print(f"  {server.engine}: {first_line(str(error))}", flush=True)
+    finally:
+        server.process.signal(signal.SIGSTOP)
 
 
 def _measure_offline(worker: Worker | str, repetition: int, plan: Plan, samples: Samples) -> None:
@@ -80,9 +101,7 @@ def _measure_offline(worker: Worker | str, repetition: int, plan: Plan, samples:
 
 
 def _run_all(server: Server, repetition: int, plan: Plan, samples: HttpSamples) -> None:
-    samples["http", "server_start"].append(server.start_seconds)
     workload = smaller(HTTP) if plan.quick else HTTP
-    server.load(concurrency=8, repetition=-1, count=8, quick=plan.quick, limit_seconds=plan.limit_seconds)
     for concurrency in HTTP_CONCURRENCY:
         count = max(4, min(workload.count, 2 * concurrency))
         # Another concurrency must not find the prompts of the last one in the prefix cache.
