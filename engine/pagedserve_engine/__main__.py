@@ -39,7 +39,7 @@ def _serve(arguments: list[str]) -> int:
     config: EngineConfig | None = None
     try:
         config = EngineConfig.read(arguments, prog="pagedserve-engine serve")
-        configure_logging(config)
+        configure_logging(config.log_format, config.log_level)
         # Heavy imports come after the settings are known to be right.
         from prometheus_client import CollectorRegistry, disable_created_metrics
 
@@ -61,7 +61,7 @@ def _plan_memory(arguments: list[str]) -> int:
         config = EngineConfig.read(
             [argument for argument in arguments if argument != "--json"], prog="pagedserve-engine plan-memory"
         )
-        configure_logging(config)
+        configure_logging(config.log_format, config.log_level)
         from pagedserve_engine.assembly import plan_only
         from pagedserve_engine.memory import render_table, to_json
 

@@ -94,7 +94,8 @@ class EngineConfig:
             _check_bounds(field, getattr(self, field.name))
         if self.tensor_parallel_size != 1:
             raise ConfigError(
-                f"TENSOR_PARALLEL_SIZE is {self.tensor_parallel_size}: this version serves a model on one device; set it to 1",
+                f"TENSOR_PARALLEL_SIZE is {self.tensor_parallel_size}: this version serves a model on one device; "
+                "set it to 1",
                 param="tensor_parallel_size",
             )
 

@@ -28,9 +28,9 @@ from pagedserve_engine.errors import (
 )
 from pagedserve_engine.manager import ContinuousBatchingManager, News
 from pagedserve_engine.metrics import EngineMetrics
-from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 from pagedserve_engine.model.tokenizer import Tokenizer
 from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec, SamplingParams
+from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 from pagedserve_engine.text import NoText, TextAssembler, TextOutput
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from pagedserve_engine.assembly import build_core
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import CancelledRequestError, DrainingError, EngineDeadError, PagedServeError
-from pagedserve_engine.stats import StepStats
 from pagedserve_engine.processor import ContinuousBatchProcessor, refusal
 from pagedserve_engine.request import GenerationOutput, RequestState, SamplingParams
+from pagedserve_engine.stats import StepStats
 
 logger = logging.getLogger(__name__)
 

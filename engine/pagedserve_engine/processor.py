@@ -14,9 +14,9 @@ from pagedserve_engine.errors import (
     PagedServeError,
     StepFailedError,
 )
-from pagedserve_engine.stats import StepStats
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState
 from pagedserve_engine.scheduler.scheduler import Scheduler
+from pagedserve_engine.stats import StepStats
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From a sequence's tokens to its text: incremental, stop strings found across token borders, nothing sent too early."""
+"""From a sequence's tokens to its text: stop strings are found across token borders, and nothing is sent too early."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TextAssembler:
         self._num_tokens = 0
 
     def push(self, news: GenerationOutput) -> TextOutput:
-        """The text of ``news``. Where a stop string ends it, the rest of the tokens is dropped and the reason is STOP."""
+        """The text of ``news``; where a stop string ends it, the reason is STOP and later tokens are dropped."""
         output = TextOutput(prompt_logprobs=news.prompt_logprobs, num_cached_tokens=news.num_cached_tokens)
         for at, token in enumerate(news.token_ids):
             self._take(output, token, news, at)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from shadow import ShadowRunner, expected_output
 
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
@@ -16,8 +16,7 @@ from pagedserve_engine.errors import ContextLengthError, DeviceFailedError, OutO
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
 from pagedserve_engine.scheduler.scheduler import Scheduler
-
-VOCAB = 1000
+from shadow import VOCAB, ShadowRunner, expected_output
 
 
 class Engine:
@@ -217,8 +216,8 @@ def test_no_request_starves() -> None:
         steps += 1
         if steps % 2 == 0 and len(engine.requests) < 200:
             engine.add(prompt(6, steps), max_tokens=6)
-        # Alone, each of the four needs at most ceil(prompt / budget) + max_tokens steps; together they need no more than
-        # the sum, and a preemption adds at most another prefill for each.
+        # Alone, each of the four needs at most ceil(prompt / budget) + max_tokens steps; together they need no more
+        # than the sum, and a preemption adds at most another prefill for each.
         assert steps <= 2 * (3 * (1 + 6) + (4 + 8))
     engine.assert_exact(victim)
     engine.run()
@@ -296,6 +295,9 @@ def test_out_of_memory_for_a_single_token_is_the_device_s_end() -> None:
         engine.step()
 
 
+Layout = tuple[tuple[str, ...], int | None]
+
+
 @settings(max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of arrivals, cancellations, failures and evictions, on small caches of every layout."""
@@ -312,18 +314,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         max_num_seqs=st.integers(1, 6),
     )
-    def build(self, layout, block_size, num_blocks, budget, policy, margin, prefix_cache, max_num_seqs) -> None:  # type: ignore[no-untyped-def]
+    def build(self, layout: Layout, budget: int, policy: str, margin: float, **options: Any) -> None:
         self.budget = budget
         self.engine = Engine(
             layer_types=layout[0],
             window=layout[1],
-            block_size=block_size,
-            num_blocks=num_blocks,
             budget=budget,
             policy=policy,
             safety_margin=margin,
-            prefix_cache=prefix_cache,
-            max_num_seqs=max_num_seqs,
+            **options,
         )
 
     @rule(family=st.integers(0, 2), length=st.integers(1, 60), max_tokens=st.integers(1, 12))
@@ -343,7 +342,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(out_of_memory=st.booleans())
     def fail(self, out_of_memory: bool) -> None:
-        # One token that does not fit is the end of the device, and so are many failures in a row: neither is wanted here.
+        # One token that does not fit, or many failures in a row, would be the end of the device.
         self.engine.runner.smallest_failing_batch = 2 if out_of_memory else 1
         self.engine.runner.errors = [OutOfDeviceMemoryError("full") if out_of_memory else ValueError("boom")]
         self.engine.step()

@@ -14,7 +14,12 @@ import numpy as np
 
 from pagedserve_engine.batch import Batch, StepOutput
 from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.cache.manager import CacheManager
+from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.request import TokenLogprob
+from pagedserve_engine.scheduler.scheduler import Scheduler
+
+VOCAB = 1000
 
 
 def next_token(tokens: Sequence[int], vocab_size: int) -> int:
@@ -29,7 +34,7 @@ def expected_output(prompt: Sequence[int], num_tokens: int, vocab_size: int) -> 
 
 
 class ShadowRunner:
-    def __init__(self, layout: CacheLayout, *, num_blocks: int, vocab_size: int = 1000) -> None:
+    def __init__(self, layout: CacheLayout, *, num_blocks: int, vocab_size: int = VOCAB) -> None:
         self.layout = layout
         self.vocab_size = vocab_size
         self.pages = np.full((len(layout.groups), num_blocks * layout.block_size), -1, np.int64)
@@ -89,3 +94,22 @@ class ShadowRunner:
             np.testing.assert_array_equal(
                 read, known[first:], err_msg=f"{batch.requests[row].request_id} reads another's tokens"
             )
+
+
+def shadow_processor(
+    *, num_blocks: int = 64, block_size: int = 4, budget: int = 32, max_num_seqs: int = 8, max_model_len: int = 200
+) -> tuple[ContinuousBatchProcessor, ShadowRunner]:
+    """A processor of one full layer group on a shadow runner, without end tokens."""
+    layout = CacheLayout.build(["full"], window=None, num_kv_heads=1, head_dim=2, block_size=block_size, dtype_bytes=4)
+    cache = CacheManager(layout, num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+    scheduler = Scheduler(
+        cache,
+        policy="fifo",
+        max_batch_tokens=budget,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        safety_margin=0.1,
+        eos_token_ids=(),
+    )
+    runner = ShadowRunner(layout, num_blocks=num_blocks)
+    return ContinuousBatchProcessor(scheduler, runner), runner
