@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
@@ -33,15 +33,14 @@ class LogBar(tqdm):  # type: ignore[misc]  # tqdm has no types
         self.disable: bool = False
         super().__init__(*args, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Log instead of drawing; called by tqdm at most every ``mininterval``."""
         share = self.n / self.total if self.total else None
         if self.disable or self.n == 0 or (share is not None and share < 1 and share - self._logged_share < LOG_SHARE):
-            return True
+            return
         self._logged_share = share or 0.0
         percent = "" if share is None else f" {share:.0%}"
         logger.info("%s:%s after %.0f s", (self.desc or "working").rstrip(": "), percent, self.format_dict["elapsed"])
-        return True
 
     def close(self) -> None:
         """End the bar; a full one has its last line."""

@@ -1,0 +1,242 @@
+"""From the configuration to a model in memory, ready for the runner: weights, shape, tokenizer and name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pagedserve_engine.config import EngineConfig
+from pagedserve_engine.errors import MemoryPlanError, ModelLoadError, UnsupportedModelError
+from pagedserve_engine.model.probe import probe
+from pagedserve_engine.model.products import widen_products
+from pagedserve_engine.model.progress import Progress, progress_for, transformers_progress
+from pagedserve_engine.model.snapshot import convert
+from pagedserve_engine.model.sources import ModelSource, resolve
+from pagedserve_engine.model.spec import ModelSpec, refusal, token_ids
+from pagedserve_engine.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_AUTO_MODEL: Any = AutoModelForCausalLM
+"""transformers gives these methods no types."""
+
+_SEED = 0
+"""Random weights are the same at every start."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, in evaluation mode, calling the attention function that it was loaded for."""
+
+    model: PreTrainedModel
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    """None where random weights come without one: prompts are token ids then."""
+    dtype: torch.dtype
+    """Of activations, and of weights but where ``widen_products`` keeps a wider copy instead."""
+    weights_bytes: int
+    """Bytes that parameters and buffers hold on the device, shared ones once."""
+    name: str
+    """What clients call the model."""
+
+
+def load_model(
+    config: EngineConfig, device: torch.device, *, attention_name: str, progress: Progress | None = None
+) -> LoadedModel:
+    """Load what ``config.model`` names onto ``device``; ``attention_name`` is registered with transformers already.
+
+    Raises ModelLoadError, UnsupportedModelError or MemoryPlanError with what to do about it.
+    """
+    progress = progress_for() if progress is None else progress
+    started = time.monotonic()
+    source = resolve(config, progress)
+    dtype = choose_dtype(config.dtype, device)
+    if source.kind == "gguf":
+        source = _converted(source, config, dtype, progress)
+    shape = read_config(source.path, trust_remote_code=config.trust_remote_code)
+    spec = _supported_spec(shape)
+    with _clear_errors(source, device):
+        if source.kind == "random":
+            model = _random_model(shape, device, dtype, attention_name)
+        else:
+            _check_weight_files(source.path)
+            with transformers_progress(progress, f"loading {source.name}"):
+                model = _read_model(source.path, shape, device, dtype, attention_name)
+        model.train(False).requires_grad_(False)
+        probe(model, spec)
+        widen_products(model)
+    tokenizer = Tokenizer.load(_folder(source), config, model_eos=_model_eos(model, spec))
+    spec = dataclasses.replace(spec, eos_token_ids=tokenizer.eos_token_ids if tokenizer else _model_eos(model, spec))
+    weights = weights_bytes(model)
+    logger.info("loaded %s: %.2f GB in %s on %s, %.1f s", source.name, weights / 1e9, dtype, device, _since(started))
+    return LoadedModel(model, spec, tokenizer, dtype, weights, config.served_model_name or source.name)
+
+
+def resolve_model(config: EngineConfig, progress: Progress | None = None) -> Path:
+    """The folder of safetensors that ``config.model`` is served from, downloaded or converted if it has to be."""
+    progress = progress_for() if progress is None else progress
+    source = resolve(config, progress)
+    if source.kind == "gguf":
+        source = _converted(source, config, choose_dtype(config.dtype, torch.device("cpu")), progress)
+    return _folder(source)
+
+
+def load_spec(config: EngineConfig, progress: Progress | None = None) -> ModelSpec:
+    """The model's shape without its weights; a GGUF file is read but not converted."""
+    source = resolve(config, progress_for() if progress is None else progress)
+    gguf = {"gguf_file": source.path.name} if source.kind == "gguf" else {}
+    path = source.path.parent if gguf else source.path
+    return _supported_spec(read_config(path, trust_remote_code=config.trust_remote_code, **gguf))
+
+
+def choose_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype that DTYPE names; ``auto`` is bfloat16 where a GPU has it, float16 on older ones, float32 on a CPU."""
+    if setting != "auto":
+        named: torch.dtype = getattr(torch, setting)
+        return named
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the model's parameters and buffers; tensors that share a storage count once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def read_config(path: Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """transformers' configuration from a folder or a JSON file; raises ModelLoadError or UnsupportedModelError."""
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code, **options)
+    except ValueError as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            reason = "it comes with Python code of its own; set TRUST_REMOTE_CODE=true if you trust it"
+            raise UnsupportedModelError(f"{path}: {reason}", param="trust_remote_code") from error
+        kind = _model_type(path)
+        if kind is not None and kind in text:
+            raise refusal(kind, "the installed transformers doesn't know this architecture") from error
+        raise ModelLoadError(f"{path}: config.json can't be read: {text}", param="model") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelLoadError(f"{path}: config.json can't be read: {error}", param="model") from error
+
+
+def _model_type(path: Path) -> str | None:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        kind = json.loads(file.read_text()).get("model_type")
+    except (OSError, ValueError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def _since(started: float) -> float:
+    return time.monotonic() - started
+
+
+def _folder(source: ModelSource) -> Path:
+    return source.path.parent if source.path.is_file() else source.path
+
+
+def _converted(source: ModelSource, config: EngineConfig, dtype: torch.dtype, progress: Progress) -> ModelSource:
+    cache_dir = config.cache_dir or Path.home() / ".cache" / "pagedserve" / "models"
+    folder = convert(source.path, cache_dir, dtype=str(dtype).removeprefix("torch."), progress=progress)
+    return ModelSource("folder", folder, source.name)
+
+
+def _supported_spec(shape: Any) -> ModelSpec:
+    spec = ModelSpec.from_config(shape)
+    if "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {}):
+        return spec  # code of the model's own: the probe decides
+    if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refusal(shape.model_type, "transformers has no causal language model of this type")
+    known = MODEL_FOR_CAUSAL_LM_MAPPING[type(shape)]
+    if not getattr(known, "_supports_attention_backend", False):
+        raise refusal(shape.model_type, "its attention does not go through transformers' attention interface")
+    return spec
+
+
+def _read_model(
+    folder: Path, shape: Any, device: torch.device, dtype: torch.dtype, attention_name: str
+) -> PreTrainedModel:
+    model, report = _AUTO_MODEL.from_pretrained(
+        folder,
+        config=shape,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=attention_name,
+        local_files_only=True,
+        trust_remote_code=bool(getattr(shape, "auto_map", None)),
+        output_loading_info=True,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelLoadError(
+            f"{folder}: the weights lack {len(missing)} tensors that the configuration asks for, {missing[0]} first: "
+            "download the model again, or give the folder that fits its config.json",
+            param="model",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _random_model(shape: Any, device: torch.device, dtype: torch.dtype, attention_name: str) -> PreTrainedModel:
+    """The real shape with random weights, built where they stay: buffers come out as in any other construction."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), device:
+        torch.manual_seed(_SEED)
+        model = _AUTO_MODEL.from_config(shape, dtype=dtype, attn_implementation=attention_name)
+    return model  # type: ignore[no-any-return]
+
+
+def _model_eos(model: PreTrainedModel, spec: ModelSpec) -> tuple[int, ...]:
+    generation = getattr(model, "generation_config", None)
+    return tuple(dict.fromkeys((*token_ids(getattr(generation, "eos_token_id", None)), *spec.eos_token_ids)))
+
+
+def _check_weight_files(folder: Path) -> None:
+    """Say which file is missing or cut short before transformers stumbles over it."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index} can't be read: download the model again", param="model") from error
+    if not files and not any(folder.glob("*.bin")):
+        raise ModelLoadError(f"{folder} holds no weights: *.safetensors files belong beside config.json", param="model")
+    for file in files:
+        if not file.is_file():
+            raise ModelLoadError(f"{file} is missing: download the model again", param="model")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            message = f"{file} is cut short or damaged ({error}): download the model again"
+            raise ModelLoadError(message, param="model") from error
+
+
+@contextmanager
+def _clear_errors(source: ModelSource, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryPlanError(
+            f"the weights of {source.name} don't fit into the memory of {device}: use a larger device, a smaller model "
+            f"or DTYPE=bfloat16 ({error})",
+            param="model",
+        ) from error
+    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(f"{source.name} can't be loaded: {error}", param="model") from error
