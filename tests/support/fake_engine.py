@@ -6,6 +6,7 @@ The text side (stop strings, half characters) is the real one; loading, queueing
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -154,6 +155,8 @@ class FakeEngine:
         fail_after: tuple[int, Exception] | None = None,
         refusal: PagedServeError | None = None,
         loads: bool = True,
+        loads_in_thread: bool = False,
+        release_on_drain: bool = False,
         load_error: Exception | None = None,
     ) -> None:
         self.config = config or EngineConfig()
@@ -165,6 +168,8 @@ class FakeEngine:
         self.fail_after = fail_after
         self.refusal = refusal
         self.loads = loads
+        self.loads_in_thread = loads_in_thread
+        self.release_on_drain = release_on_drain
         self.load_error = load_error
         self.created = 1_700_000_000
         self.draining = False
@@ -186,6 +191,8 @@ class FakeEngine:
         self.events.append("start")
         if self.load_error is not None:
             raise self.load_error
+        if self.loads_in_thread:
+            await asyncio.to_thread(threading.Event().wait)
         if not self.loads:
             await asyncio.Event().wait()
         self.loaded = True
@@ -193,6 +200,8 @@ class FakeEngine:
     async def drain(self, seconds: float) -> None:
         self.draining = True
         self.events.append("drain")
+        if self.release_on_drain:
+            self.released.set()
         if any(not stream.closed for stream in self.streams):
             self.all_closed.clear()
             await asyncio.wait_for(self.all_closed.wait(), seconds)

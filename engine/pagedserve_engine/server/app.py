@@ -111,7 +111,11 @@ async def _serve(config: EngineConfig, engine: AsyncEngine, registry: CollectorR
         logger.info("listening on http://%s:%d", *runner.addresses[0][:2])
         await _until_over(app, leave)
     finally:
+        abandoned = not app[LOADING].done()
         await runner.cleanup()
+        if abandoned:
+            # Loading can't be interrupted, and its thread would hold the process until it is done.
+            _leave_at_once(0)
 
 
 async def _until_over(app: web.Application, leave: asyncio.Event) -> None:
@@ -138,13 +142,17 @@ def _listen_to_signals(leave: asyncio.Event) -> None:
     def on_signal(number: int) -> None:
         if leave.is_set():
             logger.warning("second signal: leaving at once")
-            logging.shutdown()
-            os._exit(128 + number)
+            _leave_at_once(128 + number)
         leave.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+
+
+def _leave_at_once(status: int) -> None:
+    logging.shutdown()
+    os._exit(status)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
