@@ -72,8 +72,7 @@ def _curve(axes: Axes, figures: Figures, latency: str, label: str) -> None:
         for x, y, count in points:
             axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(5, -11), color=colour)
     axes.set(xlabel=label, ylabel="output tokens per second", title="HTTP, by number of clients")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, None), ylim=(0, None))
     if axes.lines:
         axes.legend(frameon=False)
     else:
@@ -89,7 +88,7 @@ def _bars(axes: Axes, figures: Figures) -> None:
             height = figures.get((workload, engine, "throughput"))
             label = NAMES[engine] if group == 0 else None
             axes.bar(place, height or 0.0, width * 0.92, color=COLOURS[engine], label=label)
-            said = "not compared" if height is None else f"{height:.0f}"
+            said = "not compared" if height is None else f"{height:.3g}"
             axes.annotate(
                 said, (place, height or 0.0), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points",
                 fontsize=7, rotation=90 if height is None else 0, color="#555555",
