@@ -121,9 +121,8 @@ class Meter:
         num_tokens = 0 if dropped else len(output.token_ids)
         self._record.count(num_tokens)
         self.usage.completion_tokens += num_tokens
-        prompt, sample = divmod(index, self._samples)
-        if not sample:
-            self.usage.cached_tokens[prompt] = max(output.num_cached_tokens, self.usage.cached_tokens.get(prompt, 0))
+        if output.num_cached_tokens and index % self._samples == 0:
+            self.usage.cached_tokens[index // self._samples] = output.num_cached_tokens
             self._record.num_cached_tokens = sum(self.usage.cached_tokens.values())
         if output.finish_reason is not None:
             self._record.finish_reasons = [*self._record.finish_reasons, output.finish_reason.value]
