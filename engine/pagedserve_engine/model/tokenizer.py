@@ -6,6 +6,7 @@ are fixed once at load.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +21,11 @@ from pagedserve_engine.model.detokenizer import Detokenizer, Vocabulary
 from pagedserve_engine.model.spec import token_ids
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_OWN_KEYWORDS = frozenset({"tokenize", "return_tensors", "return_dict", "chat_template", "conversation", "padding"})
+_OWN_KEYWORDS = frozenset(inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters) - {
+    "documents",
+    "kwargs",
+}
+"""What transformers takes for itself; everything else reaches the template."""
 
 
 class NoChatTemplateError(RequestError):
