@@ -165,7 +165,9 @@ def _grammar_text(spec: GrammarSpec, param: str) -> str:
         case "json_schema":
             return llguidance.LLMatcher.grammar_from_json_schema(spec.source)
         case "regex":
-            return llguidance.LLMatcher.grammar_from_regex(spec.source)
+            # As in JSON schemas, \d and \w are ASCII: nobody who writes \d{4} wants Devanagari digits.
+            pattern = llguidance.regex_to_lark(spec.source, use_ascii="dw")
+            return llguidance.LLMatcher.grammar_from_lark(f"start: /{pattern}/")
     raise InvalidParameterError(f"{param} asks for {spec.kind!r}: use json_object, json_schema or regex", param=param)
 
 
