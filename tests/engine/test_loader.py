@@ -211,6 +211,34 @@ def test_the_probe_finds_where_layers_differ_from_the_spec(name: str, wrong: dic
         probe(model, dataclasses.replace(ModelSpec.from_config(config), **wrong))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "bert", "num_key_value_heads": 4}, "layer 0 is not causal"),
+        ({"model_type": "diffllama"}, "layer 0 calls attention 2 times"),
+        ({"model_type": "doge"}, "layer 0 brings a mask of its own"),
+        ({"model_type": "granite_swa", "sliding_window": 16}, "layer 0 has attention sinks"),
+        ({"model_type": "nemotron"}, "layer 0 does not pass keyword arguments on"),
+    ],
+)
+def test_the_probe_refuses_families_whose_configuration_looks_fine(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = copied(tmp_path)
+    edit_config(folder, num_hidden_layers=2, **changes)
+    with pytest.raises(UnsupportedModelError, match=words):
+        load(f"random://{folder}")
+
+
+def test_the_probe_refuses_a_model_that_counts_positions_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = tiny_model("llama")
+    model = load_reference(folder)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda position_ids, **kwargs: forward(**kwargs))
+    with pytest.raises(UnsupportedModelError, match="positions"):
+        probe(model, ModelSpec.from_config(config))
+
+
 # --- random weights --------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """One pass of two tokens through the loaded model shows what its layers ask of attention.
 
 A configuration tells what a model should do, the probe what it does: each layer calls attention once, with the heads,
-the window and the softcap that the cache was laid out for, and hands our metadata through. Families that nobody tested
-are served or refused by this, never served wrongly.
+the window and the softcap that the cache was laid out for, takes positions as given and hands our metadata through. So
+a family that nobody tested is served or refused, not served wrongly.
 """
 
 from __future__ import annotations
@@ -42,11 +42,20 @@ class _Recorder:
             "window": kwargs.get("sliding_window"),
             "softcap": kwargs.get("softcap"),
             "sinks": kwargs.get("s_aux") is not None,
+            "mask": attention_mask is not None,
+            # Equal tokens at equal positions must look the same, or the model counts positions by itself.
+            "placed": _both_equal(query) and _both_equal(key),
             "causal": kwargs.get("is_causal") is not False and getattr(module, "is_causal", True) is not False,
             "handed": kwargs.get("paged") is self,
         }
         self.calls[-1 if layer is None else layer].append(call)
         return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+def _both_equal(heads: torch.Tensor) -> bool:
+    """Whether the two tokens of [1, heads, 2, head_dim] are the same but for rounding."""
+    first, second = heads.float().unbind(2)
+    return bool((first - second).abs().max() <= 1e-2 * heads.abs().max())
 
 
 def probe(model: PreTrainedModel, spec: ModelSpec) -> None:
@@ -55,8 +64,9 @@ def probe(model: PreTrainedModel, spec: ModelSpec) -> None:
     attention = model.config._attn_implementation
     AttentionInterface.register(_PROBE, recorder)
     model.set_attn_implementation(_PROBE)
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    positions = torch.arange(2, device=model.device).unsqueeze(0)
+    # The first tokens are often padding, whose embedding is zero and shows nothing.
+    ids = torch.full((1, 2), spec.vocab_size // 2, dtype=torch.long, device=model.device)
+    positions = torch.full_like(ids, 3)
     try:
         with torch.inference_mode():
             model(input_ids=ids, position_ids=positions, use_cache=False, paged=recorder)
@@ -92,6 +102,8 @@ def _layer_complaint(calls: list[dict[str, Any]], spec: ModelSpec, window: int |
         (asked == window, f"asks for a window of {asked} tokens, its configuration for {window}"),
         (call["softcap"] == spec.softcap, f"caps scores at {call['softcap']}, its configuration at {spec.softcap}"),
         (not call["sinks"], "has attention sinks"),
+        (not call["mask"], "brings a mask of its own"),
+        (call["placed"], "does not take the positions that it is given"),
         (call["causal"], "is not causal"),
         (call["handed"], "does not pass keyword arguments on to attention"),
     )
