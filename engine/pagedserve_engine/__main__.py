@@ -47,7 +47,7 @@ def _serve(arguments: list[str]) -> int:
         from pagedserve_engine.metrics import EngineMetrics
         from pagedserve_engine.server.app import serve
 
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         serve(config, AsyncEngine(config, EngineMetrics(registry)), registry)
     except (StartupError, EngineError) as error:

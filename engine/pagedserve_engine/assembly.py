@@ -84,12 +84,12 @@ def build_core(config: EngineConfig) -> Core:
     sampling = SamplingState(
         loaded.spec.vocab_size,
         config.max_num_seqs,
-        device,
         eos_token_ids=loaded.spec.eos_token_ids,
+        device=device,
         grammars=grammars,
     )
     inputs = InputBuilder(layout, tensors, device=device, num_layers=loaded.spec.num_layers)
-    runner = ModelRunner(loaded.model, inputs, sampling)
+    runner = ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs)
     runner.warm_up(_WARM_UP_TOKENS, 2)
     return Core(
         processor=ContinuousBatchProcessor(_scheduler(config, plan, layout, loaded.spec), runner),
@@ -201,10 +201,9 @@ def measure_activations(
 ) -> tuple[int, float]:
     """(Fixed bytes, bytes per query token) of a step, from the peaks of two worst-case steps on the device."""
     tensors = CacheTensors(layout, 1, cache_dtype, device)
-    sampling = SamplingState(loaded.spec.vocab_size, config.max_num_seqs, device, eos_token_ids=(), grammars=None)
-    runner = ModelRunner(
-        loaded.model, InputBuilder(layout, tensors, device=device, num_layers=loaded.spec.num_layers), sampling
-    )
+    sampling = SamplingState(loaded.spec.vocab_size, config.max_num_seqs, eos_token_ids=(), device=device)
+    step_inputs = InputBuilder(layout, tensors, device=device, num_layers=loaded.spec.num_layers)
+    runner = ModelRunner(loaded.model, step_inputs, sampling, max_num_seqs=config.max_num_seqs)
     large = 2048 if config.max_batch_tokens == "auto" else config.max_batch_tokens
     small = max(1, large // 2)
     peaks = []

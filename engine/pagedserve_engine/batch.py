@@ -55,4 +55,4 @@ class StepOutput:
     prompt_logprobs: dict[int, list[TokenLogprob]]
     """By row of the batch: one entry for each prompt token *after* the row's query tokens that is still prompt."""
     failed: dict[int, Exception]
-    """By sampled row: rows that alone could not be sampled (a grammar that went wrong, say)."""
+    """By row of the batch: rows that alone went wrong (what they ask can't be had, a grammar that broke)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pagedserve_engine.attention.interface import PagedStep
@@ -91,20 +92,20 @@ class InputBuilder:
             paged=PagedStep(groups, self._places, keys=self._cache.keys, values=self._cache.values),
         )
 
-    def _copy(self, array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+    def _copy(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array, np.int64))
         return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def _score_prompts(
     batch: Batch,
-    starts: np.ndarray,
+    starts: npt.NDArray[np.integer],
     *,
-    first_logit: int,  # type: ignore[type-arg]
-) -> tuple[tuple[PromptRow, ...], list[np.ndarray]]:  # type: ignore[type-arg]
+    first_logit: int,
+) -> tuple[tuple[PromptRow, ...], list[npt.NDArray[np.integer]]]:
     """Which prompt positions are scored in this step. A decoding row has none: its next token is unknown."""
     rows: list[PromptRow] = []
-    tokens: list[np.ndarray] = []  # type: ignore[type-arg]
+    tokens: list[npt.NDArray[np.integer]] = []
     for row in range(batch.num_decodes, len(batch.requests)):
         request = batch.requests[row]
         if request.params.prompt_logprobs is None or request.output_ids:

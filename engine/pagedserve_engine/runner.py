@@ -8,21 +8,25 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pagedserve_engine.batch import Batch, StepOutput
+from pagedserve_engine.batch import Batch, Int32Array, StepOutput
 from pagedserve_engine.errors import DeviceFailedError, OutOfDeviceMemoryError, PagedServeError
 from pagedserve_engine.inputs import InputBuilder, StepInputs
 from pagedserve_engine.request import RequestState, SamplingParams, TokenLogprob
-from pagedserve_engine.sampling import TokenLogprobs, sample, token_logprobs
-from pagedserve_engine.sampling_state import SamplingState, collect_logprobs
+from pagedserve_engine.sampling import sample, token_logprobs
+from pagedserve_engine.sampling_state import SamplingState, read_logprobs
 
 
 class ModelRunner:
     """Runs batches through one model on one device."""
 
-    def __init__(self, model: PreTrainedModel, inputs: InputBuilder, sampling: SamplingState) -> None:
+    def __init__(
+        self, model: PreTrainedModel, inputs: InputBuilder, sampling: SamplingState, *, max_num_seqs: int
+    ) -> None:
         self._model = model
         self._inputs = inputs
         self._sampling = sampling
+        self._prompt_lens = np.zeros(max_num_seqs, np.int32)
+        """[max_num_seqs] prompt tokens of the request bound to each slot."""
 
     def run(self, batch: Batch) -> StepOutput:
         """Compute one step. Raises OutOfDeviceMemoryError or DeviceFailedError where the device is at fault."""
@@ -34,14 +38,25 @@ class ModelRunner:
             raise classify(error) from error
 
     def _run(self, batch: Batch) -> StepOutput:
-        for row in batch.admitted:
-            self._sampling.bind(int(batch.slots[row]), batch.requests[row])
+        failed = self._bind(batch)
         inputs = self._inputs.build(batch)
         with torch.inference_mode():
             logits = self._forward(inputs)
-            token_ids, logprobs, failed = self._sample(batch, logits[: inputs.num_sampled])
+            token_ids, logprobs = self._sample(batch, logits[: inputs.num_sampled], failed)
             prompt_logprobs = _score_prompts(inputs, logits)
         return StepOutput(token_ids, logprobs, prompt_logprobs, failed)
+
+    def _bind(self, batch: Batch) -> dict[int, Exception]:
+        """Tell the sampler of the requests that came in; returns, by row, what is wrong with what they ask."""
+        failed: dict[int, Exception] = {}
+        for row in batch.admitted:
+            slot, request = int(batch.slots[row]), batch.requests[row]
+            self._prompt_lens[slot] = len(request.prompt_ids)
+            try:
+                self._sampling.bind(slot, request)
+            except PagedServeError as error:
+                failed[row] = error
+        return failed
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """Logits [K, vocab] of the wanted tokens."""
@@ -56,17 +71,22 @@ class ModelRunner:
         return logits
 
     def _sample(
-        self, batch: Batch, logits: torch.Tensor
-    ) -> tuple[np.ndarray, dict[int, TokenLogprob], dict[int, Exception]]:  # type: ignore[type-arg]
+        self, batch: Batch, logits: torch.Tensor, failed: dict[int, Exception]
+    ) -> tuple[Int32Array, dict[int, TokenLogprob]]:
+        """The next token of each sampled row and the log probabilities of those that asked; adds to ``failed``."""
         slots = batch.slots[batch.sampled]
         if not len(slots):
-            return np.empty(0, np.int32), {}, {}
+            return np.empty(0, np.int32), {}
         positions = (batch.context_lens + batch.query_lens)[batch.sampled]
-        tensors = self._sampling.prepare(slots, positions)
+        tensors = self._sampling.prepare(slots, positions, positions - self._prompt_lens[slots])
         sampled = sample(logits, tensors)
         token_ids = sampled.token_ids.cpu().numpy().astype(np.int32)
-        failed = self._sampling.commit(slots, token_ids)
-        return token_ids, collect_logprobs(self._sampling, slots, token_ids, sampled), failed
+        rows = np.flatnonzero(batch.sampled)
+        for at, error in self._sampling.commit(slots, token_ids).items():
+            failed.setdefault(int(rows[at]), error)
+        if sampled.logprobs is None:
+            return token_ids, {}
+        return token_ids, self._sampling.collect_logprobs(slots, token_ids, sampled.logprobs)
 
     def warm_up(self, num_tokens: int, num_seqs: int) -> float:
         """Run a step of ``num_tokens`` query tokens in up to ``num_seqs`` rows on the null block; returns seconds.
@@ -94,32 +114,12 @@ def classify(error: Exception) -> Exception:
 
 
 def _score_prompts(inputs: StepInputs, logits: torch.Tensor) -> dict[int, list[TokenLogprob]]:
-    return {
-        row.row: _entries(
-            row.next_ids,
-            token_logprobs(
-                logits[row.first_logit : row.first_logit + len(row.next_ids)],
-                torch.tensor(row.next_ids, device=logits.device),
-                row.num_top,
-            ),
-        )
-        for row in inputs.prompt_rows
-    }
-
-
-def _entries(token_ids: list[int], scored: TokenLogprobs) -> list[TokenLogprob]:
-    columns = zip(
-        token_ids,
-        scored.logprobs.tolist(),
-        scored.ranks.tolist(),
-        scored.top_ids.tolist(),
-        scored.top_logprobs.tolist(),
-        strict=True,
-    )
-    return [
-        TokenLogprob(token, logprob, rank, tuple(zip(ids, values, strict=True)))
-        for token, logprob, rank, ids, values in columns
-    ]
+    scored: dict[int, list[TokenLogprob]] = {}
+    for row in inputs.prompt_rows:
+        next_ids = torch.tensor(row.next_ids, device=logits.device)
+        found = token_logprobs(logits[row.first_logit : row.first_logit + len(row.next_ids)], next_ids, row.num_top)
+        scored[row.row] = read_logprobs(row.next_ids, found, [row.num_top] * len(row.next_ids))
+    return scored
 
 
 def _empty_batch(num_tokens: int, num_rows: int, inputs: InputBuilder) -> Batch:

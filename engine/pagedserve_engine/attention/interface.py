@@ -40,8 +40,9 @@ class LayerCall:
 class GroupStep(Protocol):
     """What one layer group of a step knows: where to write, and how its backend reads."""
 
-    write_indices: torch.Tensor
-    """[T] flat page index (block · block_size + offset) of each query token."""
+    @property
+    def write_indices(self) -> torch.Tensor:
+        """[T] flat page index (block · block_size + offset) of each query token."""
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Outputs [T, heads, head_dim] in the query's dtype."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-
 PROMPT_LOGITS = 256
 """Prompt positions that one step scores at most: each costs a row of logits as wide as the vocabulary."""
 

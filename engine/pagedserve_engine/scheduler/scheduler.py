@@ -258,7 +258,7 @@ class Scheduler:
         slots = np.concatenate([plan.decodes, chunk_slots])
         query_lens = np.ones(len(slots), np.int32)
         query_lens[len(plan.decodes) :] = [tokens for _, tokens in plan.chunks]
-        context_lens = table.computed[slots].astype(np.int32)
+        context_lens = table.computed[slots]
         ends = context_lens + query_lens
         pieces = [table.tokens[slot, table.computed[slot] : table.computed[slot] + n] for slot, n in plan.chunks]
         num_columns = -(int(ends.max()) // -self._block_size)
@@ -289,8 +289,7 @@ class Scheduler:
         outputs: list[GenerationOutput] = []
         for at, (row, token) in enumerate(zip(rows.tolist(), output.token_ids.tolist(), strict=True)):
             request = batch.requests[row]
-            if at in output.failed:
-                outputs.append(self._fail(request, _step_error(output.failed[at])))
+            if row in output.failed:
                 continue
             news = self._news(request, token)
             if at in output.logprobs:
@@ -298,6 +297,7 @@ class Scheduler:
             outputs.append(news)
             if over[at]:
                 self._end(news, request, stopped=bool(stops[at]))
+        outputs.extend(self._fail(batch.requests[row], _step_error(error)) for row, error in output.failed.items())
         self._trim(batch)
         return outputs
 

@@ -1,6 +1,6 @@
 """The running requests as arrays, a row ("slot") each, so that a step's bookkeeping is vectorised.
 
-Owned by the scheduler. Arrays are int64 or bool, [max_num_seqs].
+Owned by the scheduler. Arrays are int32 or bool, [max_num_seqs].
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class SequenceTable:
         self.requests: list[RequestState | None] = [None] * max_num_seqs
         self.tokens = np.zeros((max_num_seqs, max_model_len), np.int32)
         """[max_num_seqs, max_model_len] known tokens; the pages of rows that were never long are never touched."""
-        self.computed = np.zeros(max_num_seqs, np.int64)
+        self.computed = np.zeros(max_num_seqs, np.int32)
         """Tokens whose keys and values are in the cache."""
-        self.known = np.zeros(max_num_seqs, np.int64)
+        self.known = np.zeros(max_num_seqs, np.int32)
         """Tokens of prompt and output."""
         self.last_token = np.zeros(max_num_seqs, np.int32)
         self._arrival = np.zeros(max_num_seqs, np.float64)
-        self._limit = np.zeros(max_num_seqs, np.int64)
+        self._limit = np.zeros(max_num_seqs, np.int32)
         """Known tokens at which a request has its full length."""
         self._ends_at_eos = np.zeros(max_num_seqs, np.bool_)
         self._has_stop_ids = np.zeros(max_num_seqs, np.bool_)
@@ -83,7 +83,7 @@ class SequenceTable:
     def __iter__(self) -> Iterator[RequestState]:
         return (self.request(slot) for slot in self._running.tolist())
 
-    def outstanding(self, slots: SlotArray) -> npt.NDArray[np.int64]:
+    def outstanding(self, slots: SlotArray) -> npt.NDArray[np.int32]:
         """Known tokens of each slot that are not computed yet."""
         return self.known[slots] - self.computed[slots]
 
