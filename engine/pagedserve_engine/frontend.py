@@ -11,11 +11,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pagedserve_engine.assembly import Core, build_core
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import (
     CancelledRequestError,
@@ -28,10 +26,13 @@ from pagedserve_engine.errors import (
 )
 from pagedserve_engine.manager import ContinuousBatchingManager, News
 from pagedserve_engine.metrics import EngineMetrics
-from pagedserve_engine.model.tokenizer import Tokenizer
-from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec, SamplingParams
+from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec
 from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
-from pagedserve_engine.text import NoText, TextAssembler, TextOutput
+from pagedserve_engine.text import NoText, TextAssembler, TextOutput, TextRequest
+
+if TYPE_CHECKING:
+    from pagedserve_engine.assembly import Core
+    from pagedserve_engine.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +50,6 @@ _OUTCOMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRequest:
-    """One sequence to generate, in the terms of a client."""
-
-    request_id: str
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    stop: tuple[str, ...] = ()
-    include_stop: bool = False
-    skip_special_tokens: bool = True
-    salt: bytes = b""
-
-
 class TextStream:
     """What comes of one request: iterate to its end, and close it in any case; closing early aborts it."""
 
@@ -75,12 +63,18 @@ class TextStream:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: PagedServeError | None = None
+        self.timed_out = False
         self._assembler = assembler
         self._on_close = on_close
         self._pending: TextOutput | None = None
         self._changed = asyncio.Event()
         self._closed = False
         self._read_to_end = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the request ended, or would if it were closed now."""
+        return Outcome.TIMEOUT if self.timed_out else _OUTCOMES[self.finish_reason or FinishReason.CANCELLED]
 
     @property
     def ended(self) -> bool:
@@ -122,10 +116,11 @@ class TextStream:
             self._changed.clear()
             await self._changed.wait()
 
-    def close(self) -> None:
-        """Abort what is not finished; closing again changes nothing."""
+    def close(self, *, timed_out: bool = False) -> None:
+        """Abort what is not finished, because of its time or of its client; closing again changes nothing."""
         if not self._closed:
             self._closed = True
+            self.timed_out = timed_out and not self.ended
             self._changed.set()
             self._on_close(self)
 
@@ -134,13 +129,13 @@ class AsyncEngine:
     """A model that loads, serves, drains and tells how it fares."""
 
     def __init__(
-        self, config: EngineConfig, metrics: EngineMetrics, *, build: Callable[[EngineConfig], Core] = build_core
+        self, config: EngineConfig, metrics: EngineMetrics, *, build: Callable[[EngineConfig], Core] | None = None
     ) -> None:
         self.config = config
         self.created = int(time.time())
         self.draining = False
         self._metrics = metrics
-        self._build = build
+        self._build = build or _build_core
         self._core: Core | None = None
         self._manager: ContinuousBatchingManager | None = None
         self._streams: dict[str, TextStream] = {}
@@ -379,7 +374,9 @@ class AsyncEngine:
             return
         self._metrics.observe_request(
             RequestStats(
-                outcome=_OUTCOMES[stream.finish_reason or FinishReason.CANCELLED],
+                outcome=Outcome.TIMEOUT
+                if stream.timed_out
+                else _OUTCOMES[stream.finish_reason or FinishReason.CANCELLED],
                 duration=time.monotonic() - stream.submitted,
                 prompt_tokens=len(stream.request.prompt_ids),
                 generated_tokens=stream.num_tokens,
@@ -387,6 +384,13 @@ class AsyncEngine:
         )
         if not self._streams:
             self._all_ended.set()
+
+
+def _build_core(config: EngineConfig) -> Core:
+    # Imported here, on the loading thread: torch and transformers take seconds, and the probes answer meanwhile.
+    from pagedserve_engine.assembly import build_core
+
+    return build_core(config)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[News], None], news: News) -> None:

@@ -109,10 +109,10 @@ class GrammarCompiler:
         for token_id in self._eos_token_ids:
             self._eos_mask.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
 
-    def compile(self, spec: GrammarSpec, *, param: str = "response_format") -> CompiledGrammar:
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """The grammar of ``spec``, from the cache where it is known.
 
-        Raises InvalidParameterError, which names ``param``, where it is malformed, too large or not supported.
+        Raises InvalidParameterError, which names the client's field, where it is malformed, too large or not supported.
         """
         with self._lock:
             known = self._cache.get(spec)
@@ -120,7 +120,7 @@ class GrammarCompiler:
                 self._cache.move_to_end(spec)
                 return known
         # Outside the lock: one slow grammar holds nobody else up. Compiling twice does no harm.
-        compiled = self._compile(spec, param)
+        compiled = self._compile(spec, spec.param)
         with self._lock:
             self._cache[spec] = compiled
             while len(self._cache) > self._max_cached:

@@ -20,7 +20,6 @@ from typing import Self
 
 from tqdm import tqdm
 
-from pagedserve_engine.assembly import build_core
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import CancelledRequestError, DrainingError, EngineDeadError, PagedServeError
 from pagedserve_engine.processor import ContinuousBatchProcessor, refusal
@@ -164,6 +163,9 @@ class ContinuousBatchingManager:
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
         """Load the model and build the core; raises StartupError where it can't."""
+        # Imported here: the HTTP side uses this module before torch and transformers have been read.
+        from pagedserve_engine.assembly import build_core
+
         return cls(build_core(config).processor)
 
     # --- the callers' side ------------------------------------------------------------------------------------------

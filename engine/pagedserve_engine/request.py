@@ -21,6 +21,8 @@ class GrammarSpec:
     kind: str
     source: str
     """The schema as JSON text, or the pattern; empty for ``json_object``."""
+    param: str = field(default="response_format", compare=False)
+    """The client's field that asks for it, for errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

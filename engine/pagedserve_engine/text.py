@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pagedserve_engine.request import FinishReason, GenerationOutput, TokenLogprob
+from pagedserve_engine.request import FinishReason, GenerationOutput, SamplingParams, TokenLogprob
 
 
 class Detokenizer(Protocol):
@@ -29,6 +29,19 @@ class NoText:
     def flush(self) -> str:
         """No text."""
         return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """One sequence to generate, in the terms of a client."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    salt: bytes = b""
 
 
 @dataclass(slots=True)

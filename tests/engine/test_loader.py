@@ -33,6 +33,7 @@ from models import (
 from pagedserve_engine.config import SMALL_MODEL, EngineConfig
 from pagedserve_engine.errors import ConfigError, ModelLoadError, StartupError, UnsupportedModelError
 from pagedserve_engine.model import snapshot, sources
+from pagedserve_engine.model.gguf_header import read_header
 from pagedserve_engine.model.loader import LoadedModel, choose_dtype, load_model, load_spec, resolve_model
 from pagedserve_engine.model.probe import probe
 from pagedserve_engine.model.progress import LogBar, NoBar, progress_for
@@ -377,6 +378,8 @@ def write_gguf(path: Path) -> None:
     writer.add_token_types([3, 3, 3] + [1] * (len(words) - 3))
     writer.add_token_merges(["a b", "Ġ a"])
     writer.add_bos_token_id(1)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     shapes = {
@@ -418,7 +421,10 @@ def test_a_converted_gguf_answers_as_the_gguf_itself(gguf_file: Path, tmp_path: 
     assert torch.equal(reference_logits(converted, ids), reference_logits(direct, ids))
     assert loaded.name == "small"
     assert loaded.tokenizer is not None
-    assert loaded.tokenizer.encode("ab a") == [5, 6]
+    assert loaded.tokenizer.encode("ab a") == [1, 5, 6]
+    assert loaded.tokenizer.decode([5, 6, 2]) == "ab a"
+    assert loaded.tokenizer.eos_token_ids == (2,)
+    assert loaded.tokenizer.render_chat([{"role": "user", "content": "b"}]) == "b"
     assert load_spec(EngineConfig(model=str(gguf_file)), NoBar).num_layers == 1
 
 
@@ -450,9 +456,23 @@ def test_another_content_is_another_snapshot(gguf_file: Path, tmp_path: Path) ->
 
 def test_a_conversion_that_fails_leaves_nothing_behind(gguf_file: Path, tmp_path: Path) -> None:
     gguf_file.write_bytes(b"no model at all")
-    with pytest.raises(ModelLoadError, match="can't be read as a GGUF"):
+    with pytest.raises(ModelLoadError, match="doesn't begin with GGUF"):
         load(gguf_file, cache_dir=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_a_gguf_cut_within_its_header_is_refused(gguf_file: Path) -> None:
+    gguf_file.write_bytes(gguf_file.read_bytes()[:300])
+    with pytest.raises(ModelLoadError, match=r"small\.gguf can't be read"):
+        read_header(gguf_file)
+
+
+def test_the_header_holds_what_the_file_says_of_its_tokenizer(gguf_file: Path) -> None:
+    header = read_header(gguf_file)
+    assert header["general.architecture"] == "llama"
+    assert header["tokenizer.ggml.eos_token_id"] == 2
+    assert header["tokenizer.ggml.add_bos_token"] is True
+    assert header["llama.rope.freq_base"] == 10000.0
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(gguf_file: Path, tmp_path: Path) -> None:

@@ -98,9 +98,7 @@ def test_log_probabilities_stay_with_their_tokens_when_a_stop_string_cuts() -> N
 
 
 @given(st.text("abc", max_size=40), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
-def test_text_ends_where_the_first_complete_stop_string_begins(
-    text: str, stops: list[str]
-) -> None:
+def test_text_ends_where_the_first_complete_stop_string_begins(text: str, stops: list[str]) -> None:
     """The first to be complete, then the earliest and longest of those that end at the same place."""
     outputs = assemble(text, stop=tuple(stops)) if text else []
     ends = [at for at in range(1, len(text) + 1) if any(text[:at].endswith(stop) for stop in stops)]

@@ -134,7 +134,7 @@ class FakeStream:
         self._ended = output.finish_reason is not None
         return output
 
-    def close(self) -> None:
+    def close(self, *, timed_out: bool = False) -> None:
         self.closed = True
         self._engine.stream_closed()
 

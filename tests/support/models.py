@@ -167,7 +167,7 @@ def reference_generate(
     past, step = None, torch.tensor([list(prompt_ids)])
     with torch.inference_mode():
         while len(output) < n:
-            result = model(input_ids=step, past_key_values=past, use_cache=True)
+            result = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)
             past = result.past_key_values
             output.append(int(result.logits[0, -1].argmax()))
             if output[-1] in stops:

@@ -89,6 +89,8 @@ class Exactness:
         return self._known[key][:num_tokens]
 
     def check(self, prompt: Sequence[int], tokens: Sequence[int]) -> None:
+        if not tokens:
+            return
         expected = self.expect(prompt, len(tokens))
         self.num_tokens += len(tokens)
         first = next((at for at, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), None)

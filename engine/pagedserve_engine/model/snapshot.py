@@ -21,13 +21,22 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.decoders import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pagedserve_engine.errors import ModelLoadError
+from pagedserve_engine.model.gguf_header import Value, read_header
 from pagedserve_engine.model.progress import Progress, transformers_progress
 
 logger = logging.getLogger(__name__)
 
+_SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 _LAYOUT_VERSION = 1
 """Rises when this module writes something else from the same file."""
 
@@ -96,6 +105,7 @@ def _convert_into(folder: Path, gguf: Path, dtype: torch.dtype, progress: Progre
 
 
 def _write_snapshot(gguf: Path, target: Path, dtype: torch.dtype, progress: Progress) -> None:
+    header = read_header(gguf)
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     with transformers_progress(progress, f"converting {gguf.name}"):
         try:
@@ -110,9 +120,10 @@ def _write_snapshot(gguf: Path, target: Path, dtype: torch.dtype, progress: Prog
         vars(model.config).pop("quantization_config", None)
         vars(model).pop("hf_quantizer", None)
         model.config.architectures = [type(model).__name__]
+        _mend_tokenizer(tokenizer, header)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-    _keep_bos_setting(target, tokenizer)
+    _keep_as_saved(target, tokenizer)
 
 
 def _unpacked() -> dict[str, Any]:
@@ -121,9 +132,28 @@ def _unpacked() -> dict[str, Any]:
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
-def _keep_bos_setting(target: Path, tokenizer: Any) -> None:
-    """Write whether the tokenizer prepends <bos>: Gemma's class forgets it when saved."""
+def _mend_tokenizer(tokenizer: Any, header: dict[str, Value]) -> None:
+    """Set what the file says and some version of transformers loses: <bos>, special tokens, template, byte decoding."""
+    for name, key in _SPECIAL_TOKENS.items():
+        if f"tokenizer.ggml.{key}" in header:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(header[f"tokenizer.ggml.{key}"]))
+    if "tokenizer.chat_template" in header:
+        tokenizer.chat_template = header["tokenizer.chat_template"]
+    backend = tokenizer.backend_tokenizer
+    if header.get("tokenizer.ggml.model") == "gpt2":
+        backend.decoder = ByteLevel()
+    bos = tokenizer.bos_token
+    if "tokenizer.ggml.add_bos_token" in header and bos is not None:
+        start = f"{bos} " if header["tokenizer.ggml.add_bos_token"] else ""
+        backend.post_processor = TemplateProcessing(
+            single=f"{start}$A", pair=f"{start}$A {start}$B:1", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+
+
+def _keep_as_saved(target: Path, tokenizer: Any) -> None:
+    """Name the tokenizer class that takes tokenizer.json as it is: a model's own would build parts of it anew."""
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["add_bos_token"] = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -66,7 +66,8 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
         prompt_names=LogprobRenderer(engine.tokenizer, asked.generation.params.prompt_logprobs or 0),
     )
     trace_request(request, "chat", asked.generation, writer.head["id"])
-    with submitted(engine, make_requests(engine, writer.head["id"], [prompt], asked.generation)) as streams:
+    requests = make_requests(engine, writer.head["id"], [prompt], asked.generation)
+    with submitted(engine, requests, deadline=record.started + limit) as streams:
         if asked.generation.stream:
             return await respond(request, _events(writer, streams, meter))
         async with time_limit(limit, since=record.started):

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Complete one or several prompts, whole or streaming."""
     engine, record = request.app[ENGINE], RECORD.get()
-    async with time_limit(request.app[CONFIG].request_timeout_seconds, since=record.started):
+    limit = request.app[CONFIG].request_timeout_seconds
+    async with time_limit(limit, since=record.started):
         asked = parse_completion(await request.read(), engine.vocab_size)
         check_model(engine, asked.generation.model)
         if asked.generation.params.grammar is not None:
@@ -56,10 +57,10 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     )
     trace_request(request, "text_completion", asked.generation, writer.head["id"])
     requests = make_requests(engine, writer.head["id"], prompts, asked.generation)
-    with submitted(engine, requests) as streams:
+    with submitted(engine, requests, deadline=record.started + limit) as streams:
         if asked.generation.stream:
             return await respond(request, _events(writer, streams, meter))
-        async with time_limit(request.app[CONFIG].request_timeout_seconds, since=record.started):
+        async with time_limit(limit, since=record.started):
             sequences = await collect(streams, meter, dropped=asked.prompt_only)
     return json_response(writer.whole(sequences, meter))
 

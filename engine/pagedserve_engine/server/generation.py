@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,10 @@ from pagedserve_engine.errors import (
     ModelNotFoundError,
     RequestTimeoutError,
 )
-from pagedserve_engine.frontend import TextRequest
 from pagedserve_engine.request import FinishReason, SamplingParams, TokenLogprob
 from pagedserve_engine.server.common import Generation
 from pagedserve_engine.server.keys import Record
+from pagedserve_engine.text import TextRequest
 
 if TYPE_CHECKING:
     from pagedserve_engine.frontend import AsyncEngine, TextStream
@@ -64,14 +65,17 @@ def _seeded(generation: Generation, sample: int) -> SamplingParams:
 
 
 @contextmanager
-def submitted(engine: AsyncEngine, requests: Sequence[TextRequest]) -> Iterator[list[TextStream]]:
-    """The streams of ``requests``, closed at the end: what still runs then is aborted."""
+def submitted(engine: AsyncEngine, requests: Sequence[TextRequest], *, deadline: float) -> Iterator[list[TextStream]]:
+    """The streams of ``requests``, closed at the end: what still runs then is aborted.
+
+    After ``deadline`` (monotonic seconds) that counts as a timeout, before it as the client's doing.
+    """
     streams = engine.submit(requests)
     try:
         yield streams
     finally:
         for stream in streams:
-            stream.close()
+            stream.close(timed_out=time.monotonic() >= deadline)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ def read_grammar(values: dict[str, Any]) -> GrammarSpec | None:
 
     Raises InvalidParameterError where several are given.
     """
-    found = {name: spec for name, spec in _specs(values) if spec}
+    found = {name: replace(spec, param=name) for name, spec in _specs(values) if spec}
     if len(found) > 1:
         names = ", ".join(found)
         raise InvalidParameterError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagedserve_engine.errors import InvalidParameterError
@@ -55,7 +55,7 @@ def read_tool_choice(values: dict[str, Any]) -> ToolChoice | None:
             f"tool_choice names {choice['function']['name']}, which isn't among the tools: {', '.join(names)}",
             param="tool_choice.function.name",
         )
-    return ToolChoice(tuple(tools), schema_grammar(call_schema(demanded)))
+    return ToolChoice(tuple(tools), replace(schema_grammar(call_schema(demanded)), param="tools"))
 
 
 def call_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
