@@ -215,7 +215,7 @@ def test_matchers_of_one_grammar_do_not_know_of_each_other() -> None:
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(kind: str, source: str, reason: str) -> None:
     with pytest.raises(InvalidParameterError, match=reason) as caught:
-        compiler().compile(GrammarSpec(kind, source), param="guided")
+        compiler().compile(GrammarSpec(kind, source, "guided"))
     assert caught.value.param == "guided"
     assert "guided" in caught.value.message
     assert len(caught.value.message) < 500

@@ -42,7 +42,8 @@ from pagedserve_engine.server.streaming import respond
 from pagedserve_engine.server.tools import ToolChoice
 
 if TYPE_CHECKING:
-    from pagedserve_engine.frontend import AsyncEngine, TextStream
+    from pagedserve_engine.frontend import AsyncEngine
+    from pagedserve_engine.stream import TextStream
     from pagedserve_engine.text import TextOutput
 
 

@@ -32,7 +32,8 @@ from pagedserve_engine.server.schema import CompletionRequest, parse_completion
 from pagedserve_engine.server.streaming import respond
 
 if TYPE_CHECKING:
-    from pagedserve_engine.frontend import AsyncEngine, TextStream
+    from pagedserve_engine.frontend import AsyncEngine
+    from pagedserve_engine.stream import TextStream
     from pagedserve_engine.text import TextOutput
 
 

@@ -21,7 +21,8 @@ from pagedserve_engine.server.keys import Record
 from pagedserve_engine.text import TextRequest
 
 if TYPE_CHECKING:
-    from pagedserve_engine.frontend import AsyncEngine, TextStream
+    from pagedserve_engine.frontend import AsyncEngine
+    from pagedserve_engine.stream import TextStream
     from pagedserve_engine.text import TextOutput
 
 
