@@ -104,7 +104,23 @@ def _context_length(text: Any) -> int:
             f"the model {text.model_type} states no context length: add max_position_embeddings to its config.json",
             param="model",
         )
-    return length
+    return min(length, _fixed_rope_length(text) or length)
+
+
+def _fixed_rope_length(text: Any) -> int | None:
+    """Tokens up to which the rotary frequencies are the same for every batch; None where they always are.
+
+    Dynamic and long rope switch frequencies by the longest sequence *in the batch*, which would let one request change
+    another's answer, and keys that are cached already can't be turned again.
+    """
+    settings = getattr(text, "rope_parameters", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, dict)] or [settings]
+    switching = [rope for rope in nested if "dynamic" in (kind := str(rope.get("rope_type"))) or kind == "longrope"]
+    if not switching:
+        return None
+    lengths = [rope.get("original_max_position_embeddings") for rope in switching]
+    lengths.append(getattr(text, "original_max_position_embeddings", None))
+    return min((length for length in lengths if length), default=None)
 
 
 def _num_kv_heads(text: Any) -> int:
