@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pagedserve_engine.config import EngineConfig
+from pagedserve_engine.config import EngineConfig, read_termination_path
 from pagedserve_engine.errors import EngineError, StartupError
 from pagedserve_engine.logs import configure_logging
 
@@ -36,7 +36,6 @@ def _usage(arguments: list[str]) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    config: EngineConfig | None = None
     try:
         config = EngineConfig.read(arguments, prog="pagedserve-engine serve")
         configure_logging(config.log_format, config.log_level)
@@ -51,7 +50,7 @@ def _serve(arguments: list[str]) -> int:
         registry = CollectorRegistry()
         serve(config, AsyncEngine(config, EngineMetrics(registry)), registry)
     except (StartupError, EngineError) as error:
-        return _terminate(error, config.termination_message_path if config else None)
+        return _terminate(error, read_termination_path(arguments))
     return 0
 
 

@@ -124,7 +124,17 @@ class EngineConfig:
                 )
             elif environ.get(variable, "") != "":
                 values[field.name] = parse_value(variable, environ[variable], hints[field.name])
+        if "cache_dir" not in values and environ.get("XDG_CACHE_HOME"):
+            values["cache_dir"] = Path(environ["XDG_CACHE_HOME"]) / "pagedserve" / "models"
         return cls(**values)
+
+
+def read_termination_path(arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Path:
+    """TERMINATION_MESSAGE_PATH alone, which is needed most where another setting is wrong."""
+    environ = os.environ if environ is None else environ
+    flags = build_parser().parse_args(list(arguments))
+    given: str | None = flags.termination_message_path or environ.get("TERMINATION_MESSAGE_PATH")
+    return Path(given) if given else EngineConfig.termination_message_path
 
 
 def prepare_process(environ: MutableMapping[str, str] | None = None) -> None:

@@ -65,6 +65,12 @@ class InvalidParameterError(RequestError):
     code = "invalid_value"
 
 
+class NoChatTemplateError(RequestError):
+    """The model has no chat template."""
+
+    code = "no_chat_template"
+
+
 class ContextLengthError(RequestError):
     """The request can never fit; the message says what would."""
 

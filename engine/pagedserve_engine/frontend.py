@@ -27,7 +27,7 @@ from pagedserve_engine.errors import (
 from pagedserve_engine.manager import ContinuousBatchingManager, News
 from pagedserve_engine.metrics import EngineMetrics
 from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec
-from pagedserve_engine.stats import Planned, RequestStats, StepStats
+from pagedserve_engine.stats import Outcome, Planned, RequestStats, StepStats
 from pagedserve_engine.stream import TextStream
 from pagedserve_engine.text import NoText, TextAssembler, TextRequest
 
@@ -195,6 +195,18 @@ class AsyncEngine:
 
         Raises QueueFullError, DrainingError, NotReadyError, EngineDeadError or ContextLengthError.
         """
+        try:
+            streams = self._queue(requests)
+        except PagedServeError:
+            for _ in requests:
+                self._metrics.observe_request(RequestStats(outcome=Outcome.REJECTED, duration=0.0))
+            raise
+        for stream in streams:
+            self._streams[stream.request.request_id] = stream
+        self._all_ended.clear()
+        return streams
+
+    def _queue(self, requests: Sequence[TextRequest]) -> list[TextStream]:
         if self.draining:
             raise DrainingError("the engine is leaving and takes no new requests", retry_after=1.0)
         manager = self._manager
@@ -207,9 +219,6 @@ class AsyncEngine:
         streams = [TextStream(request, self._assembler(request), on_close=self._on_close) for request in requests]
         manager.add_requests(states)
         self._num_submitted += len(states)
-        for stream in streams:
-            self._streams[stream.request.request_id] = stream
-        self._all_ended.clear()
         return streams
 
     def _check_queue(self, num_new: int) -> None:

@@ -24,6 +24,9 @@ MAX_SOURCE_BYTES = 256 << 10
 
 MAX_CACHED_GRAMMARS = 128
 
+_JSON_DEFAULTS = {"whitespace_pattern": r"\n?[ \t]{0,40}"}
+"""One line break and its indentation: with any white space allowed, a model may write nothing else for ever."""
+
 _Bitmask = npt.NDArray[np.int32]
 
 
@@ -161,9 +164,9 @@ class GrammarCompiler:
 def _grammar_text(spec: GrammarSpec, param: str) -> str:
     match spec.kind:
         case "json_object":
-            return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}')
+            return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_JSON_DEFAULTS)
         case "json_schema":
-            return llguidance.LLMatcher.grammar_from_json_schema(spec.source)
+            return llguidance.LLMatcher.grammar_from_json_schema(spec.source, defaults=_JSON_DEFAULTS)
         case "regex":
             # As in JSON schemas, \d and \w are ASCII: nobody who writes \d{4} wants Devanagari digits.
             pattern = llguidance.regex_to_lark(spec.source, use_ascii="dw")

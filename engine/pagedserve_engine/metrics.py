@@ -169,7 +169,7 @@ class EngineMetrics:
         self.requests = Counter(
             "pagedserve_requests",
             "Ended requests: stop (end of text or a stop string), length, cancelled (the client left), timeout, error "
-            "(the engine's doing), rejected (never accepted: invalid, too long, queue full, draining).",
+            "(the engine's doing), rejected (valid and not accepted: too long, queue full, draining).",
             ["outcome"],
             registry=self._registry,
         )

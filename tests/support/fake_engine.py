@@ -57,6 +57,7 @@ class FakeTokenizer:
 
     def __init__(self, *, supports_tools: bool = True) -> None:
         self.supports_tools = supports_tools
+        self.has_chat_template = True
         self.chats: list[dict[str, Any]] = []
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -47,6 +47,11 @@ class CacheManager:
         self._full = [allocator for allocator in self.allocators if allocator not in self._sliding]
 
     @property
+    def finds_prefixes(self) -> bool:
+        """Whether there is a prefix cache."""
+        return self._prefix_cache
+
+    @property
     def num_free(self) -> int:
         """Blocks that no slot holds, cached ones among them."""
         return self._pool.num_free

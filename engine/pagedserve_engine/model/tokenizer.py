@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pagedserve_engine.config import EngineConfig
-from pagedserve_engine.errors import ConfigError, InvalidParameterError, ModelLoadError, RequestError
+from pagedserve_engine.errors import ConfigError, InvalidParameterError, ModelLoadError, NoChatTemplateError
 from pagedserve_engine.model.chat import TemplateTraits, prepare_messages
 from pagedserve_engine.model.detokenizer import Detokenizer, Vocabulary
 from pagedserve_engine.model.spec import token_ids
@@ -26,12 +26,6 @@ _OWN_KEYWORDS = frozenset(inspect.signature(PreTrainedTokenizerFast.apply_chat_t
     "kwargs",
 }
 """What transformers takes for itself; everything else reaches the template."""
-
-
-class NoChatTemplateError(RequestError):
-    """The model has no chat template."""
-
-    code: ClassVar[str | None] = "no_chat_template"
 
 
 class Tokenizer:
@@ -72,6 +66,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens that have a spelling; the model's logits may be wider."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return bool(self.transformers_tokenizer.chat_template)
 
     @property
     def supports_tools(self) -> bool:

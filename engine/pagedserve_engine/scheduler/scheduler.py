@@ -189,7 +189,7 @@ class Scheduler:
 
     def _match(self, request: RequestState) -> int:
         """Tokens of a waiting request that the cache holds. Prompt log probabilities need every token computed."""
-        if request.params.prompt_logprobs is not None:
+        if request.params.prompt_logprobs is not None or not self.cache.finds_prefixes:
             return 0
         if len(request.block_hashes) < request.num_tokens // self._block_size:
             known = [*request.prompt_ids, *request.output_ids]
@@ -243,7 +243,7 @@ class Scheduler:
         request = self._table.request(slot)
         full = tokens // self._block_size
         start = int(self._table.computed[slot]) // self._block_size
-        if full <= start:
+        if full <= start or not self.cache.finds_prefixes:
             return
         if len(request.block_hashes) < full:
             known = self._table.tokens[slot, : full * self._block_size]

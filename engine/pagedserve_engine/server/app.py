@@ -109,7 +109,7 @@ async def _serve(config: EngineConfig, engine: AsyncEngine, registry: CollectorR
         site = web.TCPSite(runner, config.host, config.port, backlog=BACKLOG)
         await site.start()
         logger.info("listening on http://%s:%d", *runner.addresses[0][:2])
-        await _until_over(app, leave)
+        await _until_over(app, leave, port=runner.addresses[0][1])
     finally:
         abandoned = not app[LOADING].done()
         await runner.cleanup()
@@ -118,7 +118,7 @@ async def _serve(config: EngineConfig, engine: AsyncEngine, registry: CollectorR
             _leave_at_once(0)
 
 
-async def _until_over(app: web.Application, leave: asyncio.Event) -> None:
+async def _until_over(app: web.Application, leave: asyncio.Event, *, port: int) -> None:
     """Wait for the order to leave, and drain; raises what ends the process before."""
     engine, config = app[ENGINE], app[CONFIG]
     leaving: asyncio.Future[Any] = asyncio.create_task(leave.wait())
@@ -126,7 +126,7 @@ async def _until_over(app: web.Application, leave: asyncio.Event) -> None:
         await asyncio.wait((leaving, app[LOADING]), return_when=asyncio.FIRST_COMPLETED)
         if not leaving.done():
             app[LOADING].result()
-            logger.info("serving %s", engine.name)
+            logger.info("serving %s; try it:\n%s", engine.name, _example(app[CONFIG], engine, port))
             assert engine.died is not None
             await asyncio.wait((leaving, engine.died), return_when=asyncio.FIRST_COMPLETED)
             if not leaving.done():
@@ -136,6 +136,20 @@ async def _until_over(app: web.Application, leave: asyncio.Event) -> None:
     logger.info("draining: running requests may take %g seconds", config.drain_seconds)
     await engine.drain(config.drain_seconds)
     logger.info("drained")
+
+
+def _example(config: EngineConfig, engine: AsyncEngine, port: int) -> str:
+    """A command that a newcomer can paste."""
+    host = "localhost" if config.host in ("0.0.0.0", "::") else config.host
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_key_file is not None else ""
+    chats = engine.tokenizer is not None and engine.tokenizer.has_chat_template
+    path, asked = (
+        ("chat/completions", '"messages": [{"role": "user", "content": "What is the capital of France?"}]')
+        if chats
+        else ("completions", '"prompt": "The capital of France is"' if engine.tokenizer else '"prompt": [1, 2, 3]')
+    )
+    body = f'{{"model": "{engine.name}", {asked}, "max_tokens": 64}}'
+    return f"  curl http://{host}:{port}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _listen_to_signals(leave: asyncio.Event) -> None:
