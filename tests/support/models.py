@@ -164,7 +164,7 @@ def reference_generate(
     ends = model.generation_config.eos_token_id
     stops = set() if ignore_eos or ends is None else {ends} if isinstance(ends, int) else set(ends)
     output: list[int] = []
-    past, step = None, torch.tensor([list(prompt_ids)])
+    past, step = None, torch.tensor([list(prompt_ids)], device=model.device)
     with torch.inference_mode():
         while len(output) < n:
             result = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)
@@ -172,11 +172,11 @@ def reference_generate(
             output.append(int(result.logits[0, -1].argmax()))
             if output[-1] in stops:
                 break
-            step = torch.tensor([output[-1:]])
+            step = torch.tensor([output[-1:]], device=model.device)
     return output
 
 
 def reference_logits(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     """[tokens, vocabulary] logits after each token, computed in one pass without a cache."""
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        return model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0]

@@ -21,11 +21,8 @@ NEAR_TIE = 1e-3
 
 class SteppedEngine:
     def __init__(self, folder: Path, **settings: Any) -> None:
-        config = EngineConfig(
-            model=str(folder),
-            device="cpu",
-            **{"dtype": "float32", "num_threads": 2, "max_num_seqs": 8, "num_blocks": 64, "block_size": 8, **settings},
-        )
+        defaults = {"device": "cpu", "dtype": "float32", "num_threads": 2, "max_num_seqs": 8, "num_blocks": 64}
+        config = EngineConfig(model=str(folder), **{**defaults, "block_size": 8, **settings})
         self.core = build_core(config)
         self.processor = self.core.processor
         self.scheduler = self.processor.scheduler
