@@ -125,6 +125,21 @@ def test_random_output_conforms_to_its_grammar(spec: GrammarSpec, valid: Callabl
     assert ended >= 6
 
 
+def test_white_space_between_the_parts_of_an_object_ends() -> None:
+    def may_follow(text: str, mark: str) -> bool:
+        matcher = grammar.matcher()
+        for token in TOKENIZER.encode(text):
+            matcher.advance(token)
+        return TOKENIZER.encode(mark)[0] in allowed(matcher)
+
+    for spec in (GrammarSpec("json_object", ""), GrammarSpec("json_schema", '{"type": "object"}')):
+        grammar = compiler().compile(spec)
+        assert may_follow("{", "\n")
+        assert may_follow("{\n" + 39 * " ", " ")
+        assert not may_follow("{\n" + 40 * " ", " ")
+        assert not may_follow("{\n", "\n")
+
+
 @pytest.mark.parametrize(("spec", "valid"), CASES)
 def test_output_that_is_cut_short_can_still_be_completed(spec: GrammarSpec, valid: Callable[[str], bool]) -> None:
     grammar = compiler().compile(spec)
