@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedserve_engine.config import SMALL_MODEL, EngineConfig, build_parser
+from pagedserve_engine.config import SMALL_MODEL, EngineConfig, build_parser, read_termination_path
 from pagedserve_engine.errors import ConfigError
 
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
@@ -176,3 +176,9 @@ def test_what_is_written_as_variables_or_flags_is_read_back(values: dict[str, ob
 def test_derive_checks_bounds_too() -> None:
     with pytest.raises(ConfigError, match="BLOCK_SIZE"):
         EngineConfig().derive(block_size=0)
+
+
+def test_where_the_reason_goes_is_known_also_when_another_setting_is_wrong() -> None:
+    assert read_termination_path(["--dtype", "float99", "--termination-message-path", "/flag"], {}) == Path("/flag")
+    assert read_termination_path([], {"TERMINATION_MESSAGE_PATH": "/variable"}) == Path("/variable")
+    assert read_termination_path([], {}) == EngineConfig().termination_message_path
