@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pagedserve_engine.errors import ContextLengthError, PagedServeError
+from pagedserve_engine.errors import ContextLengthError, InvalidParameterError, PagedServeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,25 @@ class GrammarSpec:
     """The client's field that asks for it, for errors."""
 
 
+_BOUNDS = (
+    ("max_tokens", 1, math.inf),
+    ("min_tokens", 0, math.inf),
+    ("temperature", 0.0, 1e6),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, math.inf),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 1e-6, 1e6),
+    ("frequency_penalty", -1e6, 1e6),
+    ("presence_penalty", -1e6, 1e6),
+    ("logprobs", 0, math.inf),
+    ("prompt_logprobs", 0, math.inf),
+)
+"""(field, lowest, highest): what the arithmetic bears; the HTTP side asks for OpenAI's own, narrower ones."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one sequence is generated. Values are checked where they enter (the HTTP schema or ``validate``)."""
+    """How one sequence is generated. Raises InvalidParameterError for a number that is out of its range."""
 
     max_tokens: int | None = None
     """Tokens to generate at most; None: as many as the context has room for."""
@@ -52,6 +69,14 @@ class SamplingParams:
     """None: none; 0: of the chosen token; k: of the k likeliest as well. Of the raw distribution."""
     prompt_logprobs: int | None = None
     grammar: GrammarSpec | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            # A NaN compares false with everything, so ask whether it is inside, not whether it is outside.
+            if value is not None and not low <= value <= high:
+                bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+                raise InvalidParameterError(f"{name} is {value}: give a number {bounds}", param=name)
 
     @property
     def greedy(self) -> bool:
