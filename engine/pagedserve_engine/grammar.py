@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import llguidance
 import llguidance.hf
@@ -24,7 +25,7 @@ MAX_SOURCE_BYTES = 256 << 10
 
 MAX_CACHED_GRAMMARS = 128
 
-_JSON_DEFAULTS = {"whitespace_pattern": r"\n?[ \t]{0,40}"}
+_JSON_DEFAULTS: Any = {"whitespace_pattern": r"\n?[ \t]{0,40}"}
 """One line break and its indentation: with any white space allowed, a model may write nothing else for ever."""
 
 _Bitmask = npt.NDArray[np.int32]
