@@ -13,7 +13,7 @@ import torch
 
 from pagedserve_engine.attention.interface import PagedStep
 from pagedserve_engine.attention.reference import plan_group
-from pagedserve_engine.batch import Batch
+from pagedserve_engine.batch import Batch, Int32Array
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.tensors import CacheTensors
 
@@ -65,7 +65,10 @@ class InputBuilder:
         return len(self._layout.groups)
 
     def build(self, batch: Batch) -> StepInputs:
-        """Inputs of ``batch``."""
+        """Inputs of ``batch``; the blocks that it begins are cleared."""
+        begun = begun_blocks(batch, block_size=self._layout.block_size)
+        if len(begun):
+            self._cache.clear(self._copy(begun))
         stops = np.cumsum(batch.query_lens)
         starts = stops - batch.query_lens
         positions = np.arange(batch.num_tokens) - np.repeat(starts - batch.context_lens, batch.query_lens)
@@ -95,6 +98,17 @@ class InputBuilder:
     def _copy(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array, np.int64))
         return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def begun_blocks(batch: Batch, *, block_size: int) -> Int32Array:
+    """Ids of the blocks of which the step writes the first pages and not the last.
+
+    They are the only ones in which a row meets what another sequence left: a row reads whole blocks.
+    """
+    ends = batch.context_lens + batch.query_lens
+    last = (ends - 1) // block_size
+    rows = np.flatnonzero((last * block_size >= batch.context_lens) & (ends % block_size > 0))
+    return np.concatenate([table[rows, last[rows]] for table in batch.block_tables])
 
 
 def _score_prompts(

@@ -9,11 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pagedserve_engine.batch import Batch, Int32Array, StepOutput
-from pagedserve_engine.errors import DeviceFailedError, OutOfDeviceMemoryError, PagedServeError
+from pagedserve_engine.errors import DeviceFailedError, OutOfDeviceMemoryError, PagedServeError, StepFailedError
 from pagedserve_engine.inputs import InputBuilder, StepInputs
 from pagedserve_engine.request import RequestState, SamplingParams, TokenLogprob
 from pagedserve_engine.sampling import sample, token_logprobs
 from pagedserve_engine.sampling_state import SamplingState, read_logprobs
+
+_NOT_A_NUMBER = -1
+"""Stands for a token id, so that one copy from the device brings both."""
 
 
 class ModelRunner:
@@ -80,8 +83,11 @@ class ModelRunner:
         positions = (batch.context_lens + batch.query_lens)[batch.sampled]
         tensors = self._sampling.prepare(slots, positions, positions - self._prompt_lens[slots])
         sampled = sample(logits, tensors)
-        token_ids = sampled.token_ids.cpu().numpy().astype(np.int32)
+        token_ids = _mark_nan(logits, sampled.token_ids).cpu().numpy().astype(np.int32)
         rows = np.flatnonzero(batch.sampled)
+        for at in np.flatnonzero(token_ids == _NOT_A_NUMBER).tolist():
+            token_ids[at] = 0
+            failed[int(rows[at])] = StepFailedError("the model's scores for the next token are not numbers (NaN)")
         for at, error in self._sampling.commit(slots, token_ids).items():
             failed.setdefault(int(rows[at]), error)
         if sampled.logprobs is None:
@@ -98,6 +104,12 @@ class ModelRunner:
         with torch.inference_mode():
             self._forward(inputs).argmax(-1).cpu()
         return time.perf_counter() - started
+
+
+def _mark_nan(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """``token_ids`` [S], with a mark where the row of ``logits`` [S, vocab] is NaN: the likeliest token is then NaN."""
+    chosen = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    return token_ids.masked_fill(chosen.isnan(), _NOT_A_NUMBER)
 
 
 def classify(error: Exception) -> Exception:

@@ -11,8 +11,8 @@ from pagedserve_engine.errors import ConfigError
 class CacheTensors:
     """Keys and values, ``layers_per_group`` tensors each: [num_blocks, block_size, kv_heads, head_dim].
 
-    Zeros at first: pages that were never written are masked, and masked numbers must not be NaN. Raises ConfigError
-    where ``dtype`` isn't the one that the layout counts with.
+    Zeros at first: pages that were never written are masked, and masked numbers must not be NaN, see ``clear``. Raises
+    ConfigError where ``dtype`` isn't the one that the layout counts with.
     """
 
     def __init__(self, layout: CacheLayout, num_blocks: int, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -26,6 +26,11 @@ class CacheTensors:
         pairs = range(layout.layers_per_group)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in pairs]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in pairs]
+
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zero ``blocks`` [any]: a NaN that their last owner left would reach the next one through its mask."""
+        for tensor in (*self.keys, *self.values):
+            tensor.index_fill_(0, blocks, 0)
 
     @property
     def bytes(self) -> int:

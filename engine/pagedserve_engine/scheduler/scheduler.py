@@ -297,7 +297,10 @@ class Scheduler:
             outputs.append(news)
             if over[at]:
                 self._end(news, request, stopped=bool(stops[at]))
-        outputs.extend(self._fail(batch.requests[row], _step_error(error)) for row, error in output.failed.items())
+        for row, error in output.failed.items():
+            # Whatever went wrong may stand in its blocks: those who ask the same again must not find them.
+            self.cache.discard(int(batch.slots[row]), 0)
+            outputs.append(self._fail(batch.requests[row], _step_error(error)))
         self._trim(batch)
         return outputs
 
