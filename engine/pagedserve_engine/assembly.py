@@ -134,8 +134,10 @@ def choose_device(setting: str) -> torch.device:
 
 def prepare_threads(config: EngineConfig, device: torch.device) -> None:
     """Let the model use the container's processors, no more; what exceeds a quota is throttled."""
-    if config.use_cuda_graph and device.type == "cpu":
-        logger.info("USE_CUDA_GRAPH has no effect on a CPU")
+    if config.use_cuda_graph:
+        logger.warning(
+            "USE_CUDA_GRAPH has no effect: this version launches every step from the host, on %s too", device
+        )
     threads = cpu_limit() if config.num_threads == "auto" else config.num_threads
     torch.set_num_threads(threads)
 

@@ -124,6 +124,7 @@ class EngineConfig:
                 )
             elif environ.get(variable, "") != "":
                 values[field.name] = parse_value(variable, environ[variable], hints[field.name])
+        _refuse_reserved(environ)
         if "cache_dir" not in values and environ.get("XDG_CACHE_HOME"):
             values["cache_dir"] = Path(environ["XDG_CACHE_HOME"]) / "pagedserve" / "models"
         return cls(**values)
@@ -158,6 +159,18 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
             help=f"{field.metadata['help']} (default: {field.default})".replace("%", "%%"),
         )
     return parser
+
+
+_RESERVED = {"COMPILE": "compiled forward passes", "SPECULATION": "speculative decoding"}
+"""Variables of the contract that this version does not serve yet, and what they would turn on."""
+
+
+def _refuse_reserved(environ: Mapping[str, str]) -> None:
+    for variable, feature in _RESERVED.items():
+        if environ.get(variable, "").lower() not in ("", "none", "off", "false", "0"):
+            raise ConfigError(
+                f"{variable} is {environ[variable]!r}: this version has no {feature}; unset it", param=variable.lower()
+            )
 
 
 def parse_value(name: str, text: str, hint: Any) -> object:
