@@ -81,19 +81,30 @@ async def ask(
             if hang_up_after == 0:
                 answer.hung_up = True
                 return answer
-            answer.status, answer.headers = await _read_head(reader)
-            if answer.status != 200:
-                answer.take(await reader.readexactly(int(answer.headers["content-length"])))
-                return answer
-            while data := await _read_chunk(reader):
-                answer.take(data)
-                on_event(answer)
-                if answer.num_events == hang_up_after:
-                    answer.hung_up = True
-                    return answer
+            await _follow(reader, answer, hang_up_after=hang_up_after, on_event=on_event)
             return answer
         finally:
             writer.transport.abort() if abort else writer.close()
+
+
+async def _follow(
+    reader: asyncio.StreamReader,
+    answer: Answer,
+    *,
+    hang_up_after: int | None,
+    on_event: Callable[[Answer], object],
+) -> None:
+    """Read the response into ``answer``, to its end or to the event at which the client hangs up."""
+    answer.status, answer.headers = await _read_head(reader)
+    if answer.status != 200:
+        answer.take(await reader.readexactly(int(answer.headers["content-length"])))
+        return
+    while data := await _read_chunk(reader):
+        answer.take(data)
+        on_event(answer)
+        if answer.num_events == hang_up_after:
+            answer.hung_up = True
+            return
 
 
 async def insist(port: int, question: Question, **options: Any) -> Answer:
