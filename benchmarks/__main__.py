@@ -56,7 +56,7 @@ def main() -> None:
         limit_seconds=options.limit_seconds,
         row_seconds=options.row_seconds,
     )
-    head = {"model": Path(folder).name, "dtype": options.dtype, "threads": options.threads, "repeats": repeats}
+    head = {"model": Path(folder).name, "dtype": options.dtype, "threads": options.threads}
     output = options.output or RESULTS_FOLDER / ("quick.json" if options.quick else "cpu.json")
     results = ResultFile(output, versions={"python": sys.version.split()[0]}, settings=head)
     engines = find_engines(options.engines, options.threads)

@@ -47,10 +47,11 @@ def draw(path: Path) -> list[Path]:
     _curve(axes[0], figures, "ttft_p50", "time to first token, median (ms)")
     _curve(axes[1], figures, "per_token_p50", "time per output token, median (ms)")
     _bars(axes[2], figures)
+    most = max((len(row.samples) for row in rows), default=0)
     machine, settings = stored["hardware"], stored["settings"]
     figure.suptitle(
         f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads on {machine['processor']}"
-        f" ({', '.join(machine['instructions'])}); medians of up to {settings['repeats']}",
+        f" ({', '.join(machine['instructions'])}); medians of up to {most} runs",
         fontsize=10,
     )
     pictures = [path.with_suffix(".svg"), path.with_suffix(".png")]
@@ -95,7 +96,7 @@ def _bars(axes: Axes, figures: Figures) -> None:
             )  # fmt: skip
     axes.set_xticks(range(len(OFFLINE)), list(OFFLINE.values()))
     axes.set(ylabel="output tokens per second", title="offline")
-    axes.set_ylim(top=1.25 * max([axes.get_ylim()[1], 1.0]))
+    axes.set_ylim(top=1.6 * max([axes.get_ylim()[1], 1.0]))
     axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
