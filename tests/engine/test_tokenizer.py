@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -88,6 +88,7 @@ def test_pushes_add_up_to_the_whole_text(name: str, text: str, cuts: list[int], 
 
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 270)), cuts=st.lists(st.integers(0, 60)), skip=st.booleans())
+@example(ids=[3, 266, 131], cuts=[], skip=False)  # an unknown id within a run of bytes
 def test_broken_bytes_of_a_fallback_vocabulary_add_up_too(ids: list[int], cuts: list[int], skip: bool) -> None:
     backend = llama_like()
     detokenizer = Vocabulary(backend).detokenizer(skip_special_tokens=skip, prompt_ids=())

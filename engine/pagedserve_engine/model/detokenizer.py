@@ -179,8 +179,8 @@ class FallbackDetokenizer:
             spelled, is_byte = self._vocabulary.piece(token_id)
             if is_byte:
                 self._run += spelled
-                continue
-            parts += (self._end_run(), spelled.decode())
+            elif spelled:  # An unknown id stands for nothing and ends no run.
+                parts += (self._end_run(), spelled.decode())
         return self._stripped("".join(parts))
 
     def flush(self) -> str:
