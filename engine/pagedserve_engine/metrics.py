@@ -65,6 +65,8 @@ class EngineMetrics:
         if step.num_tokens:
             self.step_duration.observe(step.duration)
             self.batch_fill.observe(step.num_tokens / step.budget)
+            # Running out of memory lowers the budget while the engine serves.
+            self.max_batch_tokens.labels("actual").set(step.budget)
         for wait in step.queue_waits:
             self.queue_wait.observe(wait)
             self.recent_queue_wait.observe(wait)

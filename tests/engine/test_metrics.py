@@ -122,6 +122,11 @@ def test_settings_are_shown_as_requested_and_as_they_are(metrics: EngineMetrics,
     assert registry.get_sample_value("pagedserve_cache_info", {"block_size": "32", "num_blocks": "513"}) == 1
 
 
+def test_a_budget_that_memory_lowered_shows_in_the_gauge(metrics: EngineMetrics, registry: CollectorRegistry) -> None:
+    metrics.observe_step(step(num_tokens=4, budget=4))
+    assert registry.get_sample_value("pagedserve_max_batch_tokens", {"kind": "actual"}) == 4
+
+
 def test_requests_count_by_outcome_and_rejected_ones_leave_no_latency(
     metrics: EngineMetrics, registry: CollectorRegistry
 ) -> None:
