@@ -66,11 +66,7 @@ class Core:
 
 def build_core(config: EngineConfig) -> Core:
     """Load the model and lay out memory; raises StartupError with what to change."""
-    device = choose_device(config.device)
-    prepare_threads(config, device)
-    register()
-    before = available_memory(device)
-    loaded = load_model(config, device, attention_name=ATTENTION_NAME)
+    device, before, loaded = _load(config)
     plan, layout, cache_dtype = plan_core(config, loaded, device, before=before)
     logger.info("memory: %s", describe(plan))
     if plan.lowered:
@@ -104,13 +100,18 @@ def build_core(config: EngineConfig) -> Core:
     )
 
 
-def plan_only(config: EngineConfig) -> tuple[MemoryPlan, int]:
-    """The memory plan of ``config`` and the formula's estimate beside it (bytes), without keeping anything."""
+def _load(config: EngineConfig) -> tuple[torch.device, Memory, LoadedModel]:
+    """The device, its memory before anything was taken, and the model on it."""
     device = choose_device(config.device)
     prepare_threads(config, device)
     register()
     before = available_memory(device)
-    loaded = load_model(config, device, attention_name=ATTENTION_NAME)
+    return device, before, load_model(config, device, attention_name=ATTENTION_NAME)
+
+
+def plan_only(config: EngineConfig) -> tuple[MemoryPlan, int]:
+    """The memory plan of ``config`` and the formula's estimate beside it (bytes), without keeping anything."""
+    device, before, loaded = _load(config)
     plan, layout, _ = plan_core(config, loaded, device, before=before)
     return plan, formula_bytes(plan, loaded.spec, layout)
 
