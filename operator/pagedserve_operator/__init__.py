@@ -1,0 +1,1 @@
+"""The operator: an InferenceService becomes a sized, rolled out, autoscaled engine."""
