@@ -1,0 +1,1 @@
+"""Which GPU an engine gets: a table of products, what node labels say, and the choice between them."""
