@@ -1,0 +1,63 @@
+"""The kinds that the operator reads and writes, with their places in the API; a fixed table needs no discovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pagedserve_operator.names import GROUP, KIND, PLURAL, VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of object; ``group`` is empty for the core group."""
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As in an object's ``apiVersion``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+MONITORING_GROUP: Final = "monitoring.coreos.com"
+
+_ALL: Final = (
+    Kind(KIND, GROUP, VERSION, PLURAL),
+    Kind("Deployment", "apps", "v1", "deployments"),
+    Kind("Service", "", "v1", "services"),
+    Kind("HorizontalPodAutoscaler", "autoscaling", "v2", "horizontalpodautoscalers"),
+    Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
+    Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
+    Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
+    Kind("ConfigMap", "", "v1", "configmaps"),
+    Kind("PodMonitor", MONITORING_GROUP, "v1", "podmonitors"),
+    Kind("ServiceMonitor", MONITORING_GROUP, "v1", "servicemonitors"),
+    Kind("PrometheusRule", MONITORING_GROUP, "v1", "prometheusrules"),
+    Kind("Pod", "", "v1", "pods"),
+    Kind("Secret", "", "v1", "secrets"),
+    Kind("Event", "", "v1", "events"),
+    Kind("Node", "", "v1", "nodes", namespaced=False),
+    Kind("Lease", "coordination.k8s.io", "v1", "leases"),
+)
+KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in _ALL}
+
+OPTIONAL: Final = frozenset({"PodMonitor", "ServiceMonitor", "PrometheusRule"})
+"""Children whose kinds exist only where the Prometheus operator is installed."""
+CHILDREN: Final = (
+    "Deployment",
+    "Service",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "ConfigMap",
+    "PodMonitor",
+    "ServiceMonitor",
+    "PrometheusRule",
+)
