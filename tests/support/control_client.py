@@ -27,7 +27,7 @@ _PATCHES = {
     "json": "application/json-patch+json",
     "strategic": "application/strategic-merge-patch+json",
 }
-_BROKEN = (ConnectionError, http.client.CannotSendRequest)
+_BROKEN = (ConnectionError, ssl.SSLError, http.client.CannotSendRequest)
 
 
 class ApiError(Exception):

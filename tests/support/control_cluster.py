@@ -49,11 +49,11 @@ class Cluster:
 
     @property
     def ca(self) -> Path:
-        self._refuse("a file of the certificate authority")
+        self._refuse("file of its certificate authority")
 
     @property
     def audit(self) -> AuditLog:
-        self._refuse("an audit log")
+        self._refuse("audit log")
 
     def client(self, kubeconfig: Path | None = None, *, user_agent: str = "tests") -> Client:
         """A blocking JSON client: the administrator's, or that of ``kubeconfig``."""
@@ -75,19 +75,19 @@ class Cluster:
 
     def kubeconfig_for(self, user: str, groups: Sequence[str] = ()) -> Path:
         """A kubeconfig of ``user`` in ``groups``, who may do what RBAC allows and nothing else."""
-        self._refuse(f"a user of its own ({user})")
+        self._refuse(f"user {user}")
 
     def start_program(self, name: str, *flags: str | Path) -> Program:
         """Start a program beside the control plane that ends with it, such as a fake kubelet."""
-        self._refuse(f"a program beside it ({name})")
+        self._refuse(f"place for {name} beside it")
 
     def stop_apiserver(self, *, kill: bool = False) -> None:
         """Stop the API server (by SIGKILL with ``kill``); its data and its port stay."""
-        self._refuse("a stop of its API server")
+        self._refuse("stop of its API server")
 
     def start_apiserver(self) -> None:
         """Start it again on the same port and data; returns when it is ready."""
-        self._refuse("a start of its API server")
+        self._refuse("start of its API server")
 
     def restart_apiserver(self, *, kill: bool = False) -> None:
         self.stop_apiserver(kill=kill)
@@ -95,10 +95,10 @@ class Cluster:
 
     def pause_apiserver(self) -> None:
         """Hold the API server: its connections stay open and nobody answers."""
-        self._refuse("a pause of its API server")
+        self._refuse("pause of its API server")
 
     def resume_apiserver(self) -> None:
-        self._refuse("a pause of its API server")
+        self._refuse("pause of its API server")
 
     def _refuse(self, what: str) -> NoReturn:
         raise Unsupported(f"the cluster of {self.kubeconfig} offers no {what}: leave KUBECONFIG unset to run this test")

@@ -20,21 +20,22 @@ class Identities:
 
     def __init__(self) -> None:
         self._users: dict[str, dict[str, object]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="identities", daemon=True)
+        self._server: ThreadingHTTPServer | None = None
 
     @property
     def url(self) -> str:
+        assert self._server is not None, "not started"
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def start(self) -> None:
-        self._thread.start()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="identities", daemon=True).start()
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
 
     def add(self, user: str, groups: Sequence[str] = ()) -> str:
         """A new token of ``user``, who is in ``groups``."""

@@ -59,8 +59,8 @@ class Program:
         guard = ["/bin/sh", "-c", _GUARD, str(self._process.pid)]
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
-    def stop(self, *, kill: bool = False) -> None:
-        """End the process, by SIGTERM where ``kill`` is false; one that does not end in time is killed."""
+    def stop(self, *, kill: bool = False, seconds: float = ENDING_SECONDS) -> None:
+        """End the process: by SIGTERM, and by SIGKILL after ``seconds``; by SIGKILL at once with ``kill``."""
         if self._process is None or self._guard is None:
             return
         # The guard first: afterwards the process id may belong to anybody.
@@ -70,7 +70,7 @@ class Program:
             self._process.terminate()
             self.resume()
         try:
-            self._process.wait(0 if kill else ENDING_SECONDS)
+            self._process.wait(0 if kill else seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -78,10 +78,10 @@ class Program:
 
     def pause(self) -> None:
         """Hold the process (SIGSTOP): its connections stay open and nobody answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def await_ready(self, ready: Callable[[], bool], *, seconds: float = STARTING_SECONDS) -> None:
         """Return once ``ready`` is true; raises ProgramFailed where the program ends or ``seconds`` pass first."""
@@ -95,6 +95,11 @@ class Program:
 
     def tail(self, lines: int = 25) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, f"{self.name} was not started"
+        # Unlike os.kill, it spares whoever got the number of a process that ended.
+        self._process.send_signal(number)
 
 
 def free_port() -> int:

@@ -27,6 +27,7 @@ from control_cluster import Cluster, write_kubeconfig
 from control_identities import Identities, signing_key
 from control_processes import Program, ProgramFailed, free_port
 
+_DRAINING_SECONDS = 2.0
 _ATTEMPTS = 3
 """A port that was free may be taken by the time it is used; then all starts again on others."""
 
@@ -52,9 +53,9 @@ class ControlPlane(Cluster):
     started_here = True
 
     def __init__(self, programs: Path | None = None) -> None:
-        self._programs = programs or built()
-        self.folder = Path(tempfile.mkdtemp(prefix="pagedserve-control-plane-"))
-        super().__init__(self.folder / "admin.kubeconfig", kubectl=self._programs / "kubectl")
+        self.program_folder = programs or built()
+        self.folder = Path(tempfile.gettempdir()) / f"pagedserve-control-plane-{uuid.uuid4().hex[:12]}"
+        super().__init__(self.folder / "admin.kubeconfig", kubectl=self.program_folder / "kubectl")
         self._files = flags.Files(self.folder)
         self._identities = Identities()
         self._url = ""
@@ -62,6 +63,7 @@ class ControlPlane(Cluster):
         self._audit = AuditLog(self._files.audit_log, self.client)
 
     def __enter__(self) -> Self:
+        self.folder.mkdir(mode=0o700)
         self._identities.start()
         try:
             self._prepare()
@@ -103,13 +105,14 @@ class ControlPlane(Cluster):
         return write_kubeconfig(path, url=self.url, ca=self.ca, user=user, token=token)
 
     def start_program(self, name: str, *flags: str | Path) -> Program:
-        program = Program(name, [self._programs / name, *flags], folder=self.folder)
+        program = Program(name, [self.program_folder / name, *flags], folder=self.folder)
         self._running[name] = program
         program.start()
         return program
 
     def stop_apiserver(self, *, kill: bool = False) -> None:
-        self._running["kube-apiserver"].stop(kill=kill)
+        # It would wait a minute for the watches of the controllers, who keep theirs.
+        self._running["kube-apiserver"].stop(kill=kill, seconds=_DRAINING_SECONDS)
 
     def start_apiserver(self) -> None:
         server = self._running["kube-apiserver"]

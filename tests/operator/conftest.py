@@ -1,0 +1,47 @@
+"""The control plane that the operator's tests share: it takes seconds to start, so one serves them all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from control_cluster import Cluster, Unsupported
+from controlplane import NoControlPlane, find_control_plane
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Cluster]:
+    """A real control plane. Without any the test is skipped, but in CI it fails."""
+    try:
+        found = find_control_plane()
+    except NoControlPlane as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    with found:
+        yield found
+
+
+@pytest.fixture
+def namespace(control_plane: Cluster) -> Iterator[str]:
+    """A new namespace, in which pods can be created; it goes with all that is in it."""
+    client, name = control_plane.client(), f"test-{uuid.uuid4().hex[:8]}"
+    client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    client.wait(
+        lambda: client.find("v1", "ServiceAccount", "default", namespace=name),
+        f"the default service account of namespace {name}",
+    )
+    yield name
+    client.delete("v1", "Namespace", name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """On a cluster that the user named, tests that need more than it offers are skipped, each with what it lacks."""
+    try:
+        yield
+    except Unsupported as missing:
+        pytest.skip(str(missing))
