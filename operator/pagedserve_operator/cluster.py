@@ -79,28 +79,25 @@ class Cluster:
         head = {"apiVersion": KINDS[kind].api_version, "kind": kind}
         return [{**head, **item} for item in found["items"]]
 
-    async def apply(self, manifest: Json, *, manager: str, resource_version: str | None) -> Json:
-        """Server-side apply of exactly the manifest's fields, on the version that it was planned on.
+    async def apply(self, manifest: Json, *, manager: str, planned_on: Json | None) -> Json:
+        """Server-side apply of exactly the manifest's fields to the object that it was planned on, None where was none.
 
-        ``resource_version`` None means that the object must not exist yet. Raises Conflict where the world has moved.
+        Raises Conflict where that object has changed or is gone.
         """
-        body = {**manifest, "metadata": {**manifest["metadata"], **_precondition(resource_version)}}
+        # Server-side apply knows no "must not exist yet". An apply that was planned on absence and is late by more
+        # than the lease, on its way between the fence and the server, meets the next leader's object: it can only
+        # repeat what this process would have written, and the next look puts it right.
+        fields = () if planned_on is None else ("resourceVersion", "uid")
+        version = {field: planned_on["metadata"][field] for field in fields if planned_on is not None}
         self._fence()
-        try:
-            return await self._call(
-                self._dynamic.server_side_apply,
-                manifest["kind"],
-                body=body,
-                namespace=manifest["metadata"]["namespace"],
-                field_manager=manager,
-                force_conflicts=True,
-            )
-        except Rejected as error:
-            if resource_version is None and _MUST_NOT_EXIST in str(error):
-                raise Conflict(
-                    f"{manifest['kind']} {manifest['metadata']['name']} exists by now", status=409
-                ) from error
-            raise
+        return await self._call(
+            self._dynamic.server_side_apply,
+            manifest["kind"],
+            body={**manifest, "metadata": {**manifest["metadata"], **version}},
+            namespace=manifest["metadata"]["namespace"],
+            field_manager=manager,
+            force_conflicts=True,
+        )
 
     async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with this UID, in the background; one that is gone already is fine."""
@@ -181,13 +178,8 @@ class Cluster:
         )
 
 
-_MUST_NOT_EXIST: Final = "deletionGracePeriodSeconds"
-
-
-def _precondition(resource_version: str | None) -> Json:
-    # Server-side apply has no "must not exist". This field can't change on an object that exists, and is dropped from
-    # one that is being created, so that an apply planned on absence never overwrites what was made meanwhile.
-    return {_MUST_NOT_EXIST: 0} if resource_version is None else {"resourceVersion": resource_version}
+_WRONG_TYPE: Final = "failed to create typed patch object"
+"""The API server answers a field of the wrong type in a server-side apply with 500."""
 
 
 def _plain(_: Any, data: Any) -> Any:
@@ -199,7 +191,7 @@ def _translate(error: Any) -> ApiError:
     status = int(error.status or 0)
     if status == 409:
         return Conflict(message, status=status)
-    if status in (400, 403, 405, 413, 415, 422):
+    if status in (400, 403, 405, 413, 415, 422) or _WRONG_TYPE in message:
         return Rejected(message, status=status)
     if status in (401, 408, 429) or status >= 500 or status == 0:
         return Unavailable(message, status=status, retry_after=_retry_after(error.headers))

@@ -71,7 +71,7 @@ class WorkQueue(Generic[Item]):
         longest = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 30), LONGEST_RETRY_SECONDS)
         seconds = max(longest * (0.5 + 0.5 * self._jitter()), at_least)
         self.add_after(item, seconds)
-        return seconds
+        return float(seconds)
 
     def forget(self, item: Item) -> None:
         """``item`` is well: its next failure starts from the shortest wait."""

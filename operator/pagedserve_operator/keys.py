@@ -1,0 +1,45 @@
+"""Which InferenceServices a changed object belongs to; what a watch tells is only ever a hint to look again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pagedserve_operator.gpus.labels import read_node
+from pagedserve_operator.names import API_VERSION, KIND, LABEL_INSTANCE, LABEL_MANAGED_BY, MANAGER, Key
+from pagedserve_operator.spec import Json
+
+
+def key_of_resource(resource: Mapping[str, Any]) -> Key:
+    """The InferenceService's own key."""
+    metadata = resource["metadata"]
+    return Key(metadata["namespace"], metadata["name"])
+
+
+def keys_of_child(child: Mapping[str, Any]) -> set[Key]:
+    """Owners by reference and by label: somebody may have edited either."""
+    metadata = child["metadata"]
+    labels = metadata.get("labels") or {}
+    owners = {
+        reference["name"]
+        for reference in metadata.get("ownerReferences") or ()
+        if reference.get("kind") == KIND and reference.get("apiVersion") == API_VERSION
+    }
+    if labels.get(LABEL_MANAGED_BY) == MANAGER and labels.get(LABEL_INSTANCE):
+        owners.add(labels[LABEL_INSTANCE])
+    return {Key(metadata["namespace"], name) for name in owners}
+
+
+def keys_of_autoscaler(autoscaler: Mapping[str, Any]) -> set[Key]:
+    """Owners, and the resource whose Deployment (of the same name) it scales, whoever wrote it."""
+    target = (autoscaler.get("spec") or {}).get("scaleTargetRef") or {}
+    found = keys_of_child(autoscaler)
+    if target.get("kind") == "Deployment" and target.get("name"):
+        found.add(Key(autoscaler["metadata"]["namespace"], target["name"]))
+    return found
+
+
+def signature_of_node(node: Json) -> str:
+    """What sizing and surging see of a node; heartbeats leave it as it is."""
+    return json.dumps([repr(gpu) for gpu in read_node(node)])

@@ -1,0 +1,118 @@
+"""The HTTP session that kopf watches through: counted, freshly authorised, and stamped.
+
+A watch can die silently. A stamp is an event, a bookmark or a reconnection. The API server sends a bookmark about once
+a minute, and kopf opens a watch again after 70 silent seconds: a quiet but healthy watch always has a young stamp.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
+
+import aiohttp
+import kopf
+from kubernetes.aio.client import ApiClient, Configuration
+
+from pagedserve_operator.kinds import KINDS, OPTIONAL
+from pagedserve_operator.metrics import Metrics
+
+_BY_PLURAL: Final[Mapping[str, str]] = {kind.plural: kind.name for kind in KINDS.values()}
+_VERBS: Final[Mapping[str, str]] = {"POST": "create", "PUT": "update", "DELETE": "delete"}
+
+
+class WatchAges:
+    """When each kind's watch last gave a sign of life; ``clock`` gives seconds that never run backwards."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stamps: dict[str, float] = {}
+
+    def stamp(self, kind: str) -> None:
+        """The kind's watch is alive now."""
+        self._stamps[kind] = self._clock()
+
+    def ages(self) -> Mapping[str, float]:
+        """Seconds since the last sign of life, by kind."""
+        now = self._clock()
+        return {kind: now - at for kind, at in self._stamps.items()}
+
+    def stale(self, seconds: float) -> tuple[str, ...]:
+        """Kinds without a sign of life for so long; an optional kind's watch may end with its CRD."""
+        return tuple(kind for kind, age in self.ages().items() if age > seconds and kind not in OPTIONAL)
+
+
+class _Stamped:
+    """A response's content that stamps each chunk; everything else is the content's own."""
+
+    def __init__(self, content: Any, stamp: Callable[[], None]) -> None:
+        self._content = content
+        self._stamp = stamp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        async for chunk in self._content.iter_chunked(size):
+            self._stamp()
+            yield chunk
+
+
+def stamping(ages: WatchAges) -> Any:
+    """A client middleware that stamps watches."""
+
+    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+        response: Any = await handler(request)
+        kind = _BY_PLURAL.get(request.url.path.rsplit("/", 1)[-1])
+        if "watch" in request.url.query and kind is not None and response.status == 200:
+            ages.stamp(kind)
+            response.content = _Stamped(response.content, lambda: ages.stamp(kind))
+        return response  # type: ignore[no-any-return]
+
+    return middleware
+
+
+def counting(metrics: Metrics) -> Any:
+    """A client middleware that counts answers by verb and code."""
+
+    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+        code = 0
+        try:
+            response: aiohttp.ClientResponse = await handler(request)
+            code = response.status
+            return response
+        finally:
+            metrics.api_calls.labels(_verb(request), str(code)).inc()
+
+    return middleware
+
+
+def _verb(request: aiohttp.ClientRequest) -> str:
+    if request.method == "GET":
+        return "watch" if "watch" in request.url.query else "get"
+    if request.method == "PATCH":
+        applies = request.headers.get("Content-Type") == "application/apply-patch+yaml"
+        return "apply" if applies else "patch"
+    return _VERBS.get(request.method, request.method.lower())
+
+
+def authorising(configuration: Configuration) -> Any:
+    """A client middleware that sets the token of this moment: a Pod's token is replaced about every hour."""
+
+    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+        settings = await configuration.auth_settings()
+        if "BearerToken" in settings:
+            request.headers["Authorization"] = str(settings["BearerToken"]["value"])
+        return await handler(request)  # type: ignore[no-any-return]
+
+    return middleware
+
+
+def kopf_session(configuration: Configuration, ages: WatchAges, metrics: Metrics) -> kopf.AiohttpSession:
+    """Credentials for kopf; its session outlives every watch and is closed by kopf."""
+    connector = aiohttp.TCPConnector(limit=0, ssl=ApiClient(configuration).rest_client.ssl_context)
+    session = aiohttp.ClientSession(
+        connector=connector,
+        middlewares=(authorising(configuration), counting(metrics), stamping(ages)),
+    )
+    return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
