@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from control_cluster import Cluster, Unsupported
 from controlplane import NoControlPlane, find_control_plane
+from fake_nodes import FakeNodes
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +40,33 @@ def namespace(control_plane: Cluster) -> Iterator[str]:
     client.delete("v1", "Namespace", name)
 
 
+@pytest.fixture(scope="session")
+def _kubelets(control_plane: Cluster) -> Iterator[FakeNodes]:
+    with FakeNodes(control_plane) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def fake_nodes(_kubelets: FakeNodes) -> Iterator[FakeNodes]:
+    """No node, until the test adds some; they go with it."""
+    yield _kubelets
+    _kubelets.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _skipped_where_unsupported():
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _skipped_where_unsupported():
+        yield
+
+
+@contextmanager
+def _skipped_where_unsupported() -> Iterator[None]:
     """On a cluster that the user named, tests that need more than it offers are skipped, each with what it lacks."""
     try:
         yield

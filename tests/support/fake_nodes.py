@@ -104,8 +104,7 @@ class FakeNodes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for name in list(self._names):
-            self.remove(name)
+        self.clear()
         if self._program is not None:
             self._program.stop(kill=True)
 
@@ -122,7 +121,7 @@ class FakeNodes:
         memory: str = "2Ti",
         pods: int = 2000,
     ) -> JSON:
-        """A ready node with ``gpus`` GPUs, labelled as GPU feature discovery does; ``labels`` add to that or replace it."""
+        """A ready node with ``gpus`` GPUs, labelled as feature discovery does; ``labels`` add to that or replace it."""
         discovered = {
             "nvidia.com/gpu.product": product,
             "nvidia.com/gpu.memory": str(memory_mib),
@@ -154,13 +153,18 @@ class FakeNodes:
         return self._client.wait(partial(self._if_ready, name), f"fake node {name} is ready")
 
     def remove(self, name: str) -> None:
-        """The node is gone, and so are its pods, soon."""
+        """The node and what runs on it are gone, at once, as when its machine is taken away."""
         self._names.remove(name)
         self._client.delete("v1", "Node", name)
         for pod in self._client.list("v1", "Pod"):
             if pod["spec"].get("nodeName") == name:
                 namespace = pod["metadata"]["namespace"]
                 self._client.delete("v1", "Pod", pod["metadata"]["name"], namespace=namespace, grace_seconds=0)
+
+    def clear(self) -> None:
+        """Remove every node."""
+        for name in list(self._names):
+            self.remove(name)
 
     def _if_ready(self, name: str) -> JSON | None:
         node = self._client.get("v1", "Node", name)
