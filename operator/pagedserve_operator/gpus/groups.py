@@ -128,7 +128,7 @@ def most_free(
 def _requested(pod: Json, resource: str) -> int:
     spec = pod.get("spec") or {}
     together = [*(spec.get("containers") or ())]
-    first = []
+    first: list[Json] = []
     for container in spec.get("initContainers") or ():
         (together if container.get("restartPolicy") == "Always" else first).append(container)
     return max([sum(_amount(one, resource) for one in together), *(_amount(one, resource) for one in first)])

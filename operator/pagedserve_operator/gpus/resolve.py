@@ -172,8 +172,8 @@ def _from(
             f"{product} isn't in the catalogue: taken for {UNKNOWN_TFLOPS:g} TFLOPS"
             + (f" and compute capability {capability[0]}.{capability[1]}" if guessed else "")
         )
-    if gpu.pin and group is None:
-        notes.append("no node has this GPU now, so pods aren't pinned to it; spec.gpu.nodeSelector can")
+    if gpu.pin and group is None and source == "spec":
+        notes.append(f"pods aren't pinned to {product}: {why.rpartition('; ')[2]}; spec.gpu.nodeSelector can")
     title = group.title if group else (f"{product} {profile}" if profile else model.product if model else product)
     share = slice_share(profile) if profile else 1.0
     return ResolvedGpu(

@@ -98,7 +98,8 @@ def _context_length(text: Json) -> int:
     if not any("dynamic" in kind or kind in ("longrope", "su") for kind in kinds):
         return length
     lengths = [rope.get("original_max_position_embeddings") for rope in nested]
-    return min([length, *(first for first in [*lengths, text.get("original_max_position_embeddings")] if first)])
+    lengths.append(text.get("original_max_position_embeddings"))
+    return min(length, *(_positive(first, "original_max_position_embeddings") for first in lengths if first), length)
 
 
 def _kv_heads(text: Json, heads: int) -> int:
