@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, get_type_hints
 
 TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -90,6 +90,10 @@ class OperatorConfig:
             raise ConfigError(
                 f"ENGINE_MIN_COMPUTE_CAPABILITY must be like 7.5, not {self.engine_min_compute_capability!r}"
             ) from None
+
+    def derive(self, **changes: Any) -> OperatorConfig:
+        """A new value with these fields changed."""
+        return replace(self, **changes)
 
     @property
     def min_compute_capability(self) -> tuple[int, int]:

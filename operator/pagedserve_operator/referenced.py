@@ -5,6 +5,7 @@ API keys must exist but don't count: the engine reads their file again by itself
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -52,13 +53,13 @@ async def hash_of_referenced(service: InferenceService, objects: Objects) -> str
 
 
 async def hub_token(service: InferenceService, objects: Objects) -> str | None:
-    """The base64 text of the hub's token, None where the resource has none."""
+    """The hub's token, None where the resource has none."""
     reference = service.spec.hf_token
     if reference is None:
         return None
     secret = await objects.get("Secret", service.key.namespace, reference.name)
     value = ((secret or {}).get("data") or {}).get(reference.key)
-    return str(value) if value is not None else None
+    return base64.b64decode(value).decode().strip() if value is not None else None
 
 
 def _references(service: InferenceService) -> Iterator[_Reference]:

@@ -1,0 +1,232 @@
+"""One whole operator in one event loop: watches wake keys, workers reconcile them while this process leads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from pagedserve_operator import handlers, probes
+from pagedserve_operator.cluster import Cluster, load_configuration
+from pagedserve_operator.config import OperatorConfig
+from pagedserve_operator.errors import ApiError, Conflict, NotLeading
+from pagedserve_operator.hub import Hub
+from pagedserve_operator.keys import key_of_resource, signature_of_node
+from pagedserve_operator.leader import Leader
+from pagedserve_operator.metrics import Metrics
+from pagedserve_operator.names import KIND, Key
+from pagedserve_operator.reconcile import Look, Reconciler
+from pagedserve_operator.referenced import hub_token
+from pagedserve_operator.spec import InferenceService, Json
+from pagedserve_operator.tuner import Tuner
+from pagedserve_operator.watches import WatchAges, counting, kopf_session
+from pagedserve_operator.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 60.0
+"""Longest look at one resource: a call that hangs holds one worker no longer."""
+GATHER_SECONDS: Final = 0.2
+"""Events of one resource within this time are one look."""
+
+
+class Operator:
+    """Owns the queue, the lease and the sessions; ``run`` returns when told to ``stop``, or raises."""
+
+    def __init__(self, config: OperatorConfig, configuration: Configuration) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic)
+        self.ages = WatchAges()
+        self.cluster = Cluster(configuration, fence=self._fence, middlewares=(counting(self.metrics),))
+        self.leader = Leader(self.cluster, config, on_gain=self._wake_all_soon)
+        self.resources = self.metrics.show(queue=self.queue, ages=self.ages.ages, leading=lambda: self.leader.leading)
+        self.hub = Hub(endpoint=config.hub_endpoint, timeout_seconds=config.hub_timeout_seconds)
+        self.tuner = Tuner(self.cluster, config, self._fetch_config)
+        self.reconciler = Reconciler(self.cluster, self.tuner, config, self.resources)
+        self.port = 0
+        """Where /metrics and the probes are, once running."""
+        self._configuration = configuration
+        self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._nodes: dict[str, str] = {}
+        self._listing: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """End ``run`` in good order: no look begins, the lease is given up."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until stopped; raises what any part of it dies of."""
+        config = self.config
+        serving = probes.serving(
+            self.metrics.registry,
+            unhealthy=self._unhealthy,
+            unready=self._unready,
+            host=config.metrics_host,
+            port=config.metrics_port,
+        )
+        async with serving as self.port, self._closing():
+            tasks = [
+                asyncio.create_task(self._watch(), name="watches"),
+                asyncio.create_task(self.leader.run(), name="leader"),
+                *(asyncio.create_task(self._work(), name=f"worker-{index}") for index in range(config.workers)),
+            ]
+            stop = asyncio.create_task(self._stop.wait(), name="stop")
+            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+            await self._end([*tasks[1:], stop], watches=tasks[0])
+
+    def wake(self, keys: Iterable[Key]) -> None:
+        """Look at these soon."""
+        for key in keys:
+            self.queue.add_after(key, GATHER_SECONDS)
+
+    async def wake_all(self) -> None:
+        """Look at every resource."""
+        for resource in await self.cluster.list(KIND, self.config.watch_namespace or None):
+            self.queue.add(key_of_resource(resource))
+
+    def node_changed(self, node: Mapping[str, Any], deleted: bool) -> None:
+        """A node came, went, or has other GPUs now: what waits for nodes is looked at."""
+        name, signature = node["metadata"]["name"], "" if deleted else signature_of_node(dict(node))
+        if self._nodes.get(name, "") == signature:
+            return
+        self._nodes[name] = signature
+        self.tuner.forget_nodes()
+        self.wake(self.reconciler.waiting_for_nodes)
+
+    def _fence(self) -> None:
+        self.leader.fence()
+
+    @asynccontextmanager
+    async def _closing(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await self.cluster.close()
+
+    async def _end(self, tasks: list[asyncio.Task[Any]], *, watches: asyncio.Task[None]) -> None:
+        self._stop.set()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        # Only now is no write on its way.
+        await self.leader.release()
+        results.append((await asyncio.gather(watches, return_exceptions=True))[0])
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _watch(self) -> None:
+        registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+        settings.posting.enabled = False
+        settings.scanning.disabled = bool(self.config.watch_namespace)
+        settings.process.ultimate_exiting_timeout = None
+        kopf.on.login(registry=registry)(self._login)
+        nodes = self.node_changed if self.config.read_nodes else None
+        handlers.register(registry, settings, wake=self.wake, node_changed=nodes)
+        await kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not self.config.watch_namespace,
+            namespaces=[self.config.watch_namespace] if self.config.watch_namespace else [],
+            stop_flag=self._stop,
+            ready_flag=self._ready,
+        )
+
+    async def _fetch_config(self, service: InferenceService) -> Json | None:
+        if not self.config.fetch_model_config:
+            return None
+        token = await hub_token(service, self.cluster)
+        fetched = await self.hub.fetch_config(service.spec.model.uri, service.spec.model.revision, token)
+        if fetched.reason:
+            logger.info("%s: no config.json: %s", service.key, fetched.reason)
+        return fetched.config
+
+    async def _login(self, **_: Any) -> kopf.AiohttpSession:
+        return kopf_session(self._configuration, self.ages, self.metrics)
+
+    async def _work(self) -> None:
+        while True:
+            await self.leader.wait()
+            key = await self.queue.take()
+            try:
+                await self._look(key)
+            finally:
+                self.queue.done(key)
+
+    async def _look(self, key: Key) -> None:
+        with self.metrics.reconcile_seconds.time():
+            result, again = await self._result(key)
+        self.metrics.reconciles.labels(result).inc()
+        if again is not None:
+            self.queue.add_after(key, again)
+
+    async def _result(self, key: Key) -> tuple[str, float | None]:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                look = await self.reconciler.reconcile(key)
+        except NotLeading:
+            # Whoever leads next looks at everything.
+            return "retry", 0.0
+        except Conflict as error:
+            logger.info("%s changed meanwhile, looking again: %s", key, error)
+            return self._retry(key, at_least=0.0)
+        except (ApiError, TimeoutError) as error:
+            logger.warning("%s: %s", key, str(error) or "the look took too long")
+            return self._retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
+        except Exception:
+            # A bug of ours with one resource must not end the work on all the others.
+            logger.exception("%s: looking at it failed", key)
+            return self._retry(key, at_least=1.0)
+        if look.gone:
+            self.queue.drop(key)
+            return look.result, None
+        self.queue.forget(key)
+        return look.result, self._pause(look)
+
+    def _retry(self, key: Key, *, at_least: float) -> tuple[str, None]:
+        self.queue.retry(key, at_least=at_least)
+        return "retry", None
+
+    def _pause(self, look: Look) -> float:
+        # Spread, so that a thousand resources that came at once don't stay a herd.
+        resync = self.config.secret_resync_seconds if look.refers else self.config.resync_seconds
+        spread = resync * random.uniform(0.9, 1.1)
+        return spread if look.again_seconds is None else min(spread, look.again_seconds)
+
+    def _wake_all_soon(self) -> None:
+        task = asyncio.create_task(self._wake_all_stubbornly())
+        self._listing.add(task)
+        task.add_done_callback(self._listing.discard)
+
+    async def _wake_all_stubbornly(self) -> None:
+        while self.leader.leading:
+            try:
+                return await self.wake_all()
+            except ApiError as error:
+                logger.warning("resources not listed: %s", error)
+                await asyncio.sleep(1.0)
+
+    def _unhealthy(self) -> list[str]:
+        stale = self.ages.stale(self.config.watch_stale_seconds)
+        return [f"no sign of life from the watch of {kind}" for kind in stale]
+
+    def _unready(self) -> list[str]:
+        watched = KIND in self.ages.ages()
+        return [] if self._ready.is_set() and watched else ["not watching yet"]
+
+
+async def run(config: OperatorConfig, *, on_start: Callable[[Operator], None] = lambda _: None) -> None:
+    """Run one operator until it is stopped; ``on_start`` gets it before it works."""
+    operator = Operator(config, await load_configuration(config.kubeconfig))
+    on_start(operator)
+    await operator.run()
