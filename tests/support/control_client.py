@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import ssl
-import tempfile
 import time
 import urllib.parse
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-import yaml
+from control_access import Access
 
 JSON = dict[str, Any]
 Objects = list[JSON]
@@ -38,35 +35,6 @@ class ApiError(Exception):
         self.code = code
         self.status = status
         self.reason: str = status.get("reason", "")
-
-
-@dataclass(frozen=True)
-class Access:
-    """Where a cluster is and who asks."""
-
-    url: str
-    context: ssl.SSLContext
-    token: str | None = None
-
-    @classmethod
-    def of(cls, kubeconfig: Path) -> Self:
-        """What the current context of a kubeconfig file names: token or client certificate, no plugins."""
-        document = yaml.safe_load(kubeconfig.read_text())
-        contexts = {entry["name"]: entry["context"] for entry in document["contexts"]}
-        current = contexts[document["current-context"]]
-        cluster = next(entry["cluster"] for entry in document["clusters"] if entry["name"] == current["cluster"])
-        user = next(entry["user"] for entry in document["users"] if entry["name"] == current["user"])
-        context = ssl.create_default_context()
-        authority = _content(cluster, "certificate-authority", kubeconfig)
-        if authority is not None:
-            context.load_verify_locations(cadata=authority.decode())
-        certificate, key = (_content(user, name, kubeconfig) for name in ("client-certificate", "client-key"))
-        if certificate is not None and key is not None:
-            with tempfile.NamedTemporaryFile() as both:
-                both.write(certificate + b"\n" + key)
-                both.flush()
-                context.load_cert_chain(both.name)
-        return cls(cluster["server"], context, user.get("token"))
 
 
 @dataclass(eq=False)
@@ -255,12 +223,3 @@ def _close_all(idle: _Connections) -> None:
 
 def _root(api_version: str) -> str:
     return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-
-
-def _content(entry: Mapping[str, str], name: str, kubeconfig: Path) -> bytes | None:
-    """A certificate or key of a kubeconfig, which holds it or names its file."""
-    if inline := entry.get(f"{name}-data"):
-        return base64.b64decode(inline)
-    if path := entry.get(name):
-        return (kubeconfig.parent / path).read_bytes()
-    return None

@@ -11,8 +11,9 @@ from typing import NoReturn, Self
 
 import yaml
 
+from control_access import Access
 from control_audit import AuditLog
-from control_client import Access, Client
+from control_client import Client
 from control_processes import Program
 
 
