@@ -1,0 +1,50 @@
+"""How engines are reached: the Service, who may use it, and how many may be missing at once."""
+
+from __future__ import annotations
+
+from pagedserve_operator.desired.head import head
+from pagedserve_operator.names import selector_labels
+from pagedserve_operator.spec import InferenceService, Json
+
+
+def service_of(service: InferenceService) -> Json:
+    """The Service in front of the engines."""
+    port = {"name": "http", "port": service.spec.service.port, "targetPort": "http", "protocol": "TCP"}
+    return {
+        **head(service, "Service", annotations=service.spec.service.annotations),
+        "spec": {
+            "type": service.spec.service.type,
+            "selector": selector_labels(service.key.name),
+            "ports": [port],
+        },
+    }
+
+
+def pod_disruption_budget(service: InferenceService) -> Json | None:
+    """One engine at a time may be drained from its node; one that isn't ready never holds a drain up."""
+    if not service.spec.disruption_budget:
+        return None
+    return {
+        **head(service, "PodDisruptionBudget"),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": selector_labels(service.key.name)},
+        },
+    }
+
+
+def network_policy(service: InferenceService) -> Json | None:
+    """Who may connect: the peers that the user names, else the pods of the own namespace."""
+    policy = service.spec.network_policy
+    if not policy.enabled:
+        return None
+    peers = list(policy.allow_from) or [{"podSelector": {}}]
+    return {
+        **head(service, "NetworkPolicy"),
+        "spec": {
+            "podSelector": {"matchLabels": selector_labels(service.key.name)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": peers, "ports": [{"port": "http", "protocol": "TCP"}]}],
+        },
+    }

@@ -1,0 +1,239 @@
+"""From the children that should be and those that are to the writes that close the gap; no write where there is none.
+
+Replicas have a field manager of their own, which writes them at creation and afterwards only where the user states a
+number and no autoscaler is on. It never lets go of the field: a field that its last owner drops falls back to its
+default, which is one replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pagedserve_operator.drift import differences, owned_fields
+from pagedserve_operator.errors import NameTaken
+from pagedserve_operator.fields import quantity
+from pagedserve_operator.names import API_VERSION, KIND, MANAGER, REPLICAS_MANAGER
+from pagedserve_operator.spec import InferenceService, Json
+
+ChildKey = tuple[str, str]
+"""Kind and name; the namespace is the resource's."""
+
+_ORDER: Final = (
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "Service",
+    "Deployment",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "PodMonitor",
+    "ServiceMonitor",
+    "PrometheusRule",
+)
+_MOUNTED: Final = frozenset({"ConfigMap", "PersistentVolumeClaim"})
+_NAMED_PATHS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """A server-side apply of exactly these fields."""
+
+    manifest: Json
+    manager: str
+    resource_version: str | None
+    """What it was planned on; None: the object must not exist yet (or, with ``follows``, is made by this plan)."""
+    why: str
+    follows: bool = False
+    """Whether an earlier apply of this plan writes the same object: then that one's answer has the resource version."""
+
+    @property
+    def key(self) -> ChildKey:
+        """Kind and name."""
+        return self.manifest["kind"], self.manifest["metadata"]["name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """The deletion of one object, and of no other that has taken its name."""
+
+    kind: str
+    name: str
+    uid: str
+    resource_version: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Writes in their order: ``deletes`` first."""
+
+    deletes: tuple[Delete, ...] = ()
+    applies: tuple[Apply, ...] = ()
+    waiting: tuple[str, ...] = ()
+    """Names that objects on their way out still hold: look again in some seconds."""
+    notes: tuple[str, ...] = ()
+    """What the spec asks for and an existing object can't become, a sentence each."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not (self.deletes or self.applies)
+
+    @property
+    def summary(self) -> str:
+        """One line for the log."""
+        writes = [f"delete {delete.kind} {delete.name} ({delete.why})" for delete in self.deletes]
+        writes += [f"apply {' '.join(apply.key)} ({apply.why})" for apply in self.applies]
+        return "; ".join([*writes, *(f"wait for {name}" for name in self.waiting)]) or "nothing to do"
+
+
+def plan(service: InferenceService, desired: Sequence[Json], observed: Mapping[ChildKey, Json | None]) -> Plan:
+    """What to write. ``observed`` holds every child that the resource could have (see desired.child_keys).
+
+    Raises NameTaken where an object of somebody else stands in a child's place.
+    """
+    wanted = {(child["kind"], child["metadata"]["name"]): child for child in desired}
+    applies: list[Apply] = []
+    waiting: list[str] = []
+    notes: list[str] = []
+    for key, child in sorted(wanted.items(), key=lambda item: _ORDER.index(item[0][0])):
+        existing = observed.get(key)
+        if existing is not None and _is_leaving(service, existing):
+            waiting.append(" ".join(key))
+            continue
+        _require_ours(service, key, existing)
+        manifest, kept = _keep_immutable(child, existing)
+        notes += kept
+        applies += _apply(manifest, existing)
+        if key[0] == "Deployment":
+            applies += _replicas(service, existing, planned=bool(applies) and applies[-1].key == key)
+    rolls = any(apply.key[0] == "Deployment" for apply in applies)
+    deletes = tuple(_prune(service, wanted, observed, keep=_MOUNTED if rolls else frozenset()))
+    return Plan(deletes=deletes, applies=tuple(applies), waiting=tuple(waiting), notes=tuple(notes))
+
+
+def _apply(manifest: Json, existing: Json | None) -> Iterator[Apply]:
+    if existing is None:
+        yield Apply(manifest=manifest, manager=MANAGER, resource_version=None, why="is missing")
+        return
+    paths = list(differences(manifest, existing, manager=MANAGER))
+    if paths:
+        why = ", ".join(paths[:_NAMED_PATHS]) + (f" and {len(paths) - _NAMED_PATHS} more" * (len(paths) > _NAMED_PATHS))
+        version = existing["metadata"].get("resourceVersion")
+        yield Apply(manifest=manifest, manager=MANAGER, resource_version=version, why=why)
+
+
+def _replicas(service: InferenceService, existing: Json | None, *, planned: bool) -> Iterator[Apply]:
+    spec = service.spec
+    if existing is None:
+        count = spec.autoscaling.min_replicas if spec.autoscaling else spec.replicas if spec.replicas is not None else 1
+    elif spec.autoscaling is None and spec.replicas is not None:
+        count = spec.replicas
+        if existing.get("spec", {}).get("replicas") == count:
+            return
+    else:
+        return
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": service.key.name, "namespace": service.key.namespace},
+        "spec": {"replicas": count},
+    }
+    version = None if existing is None else existing["metadata"].get("resourceVersion")
+    yield Apply(
+        manifest=manifest,
+        manager=REPLICAS_MANAGER,
+        resource_version=version,
+        why=f"replicas: {count}",
+        follows=planned,
+    )
+
+
+def _prune(
+    service: InferenceService,
+    wanted: Mapping[ChildKey, Json],
+    observed: Mapping[ChildKey, Json | None],
+    *,
+    keep: frozenset[str],
+) -> Iterator[Delete]:
+    """Children that the spec no longer asks for. What pods mount waits until the Deployment no longer names it."""
+    for key, existing in observed.items():
+        kind, name = key
+        if key in wanted or existing is None or kind in keep or not is_ours(service, existing):
+            continue
+        metadata = existing["metadata"]
+        if "deletionTimestamp" not in metadata:
+            yield Delete(
+                kind=kind,
+                name=name,
+                uid=metadata["uid"],
+                resource_version=metadata.get("resourceVersion"),
+                why="no longer asked for",
+            )
+
+
+def is_ours(service: InferenceService, existing: Json) -> bool:
+    """Whether the object is this resource's child.
+
+    It is by its owner reference's UID; an object that nobody controls and that this operator has applied is adopted
+    (its reference was removed by hand, or its owner was deleted with ``--cascade=orphan``).
+    """
+    if service.owner.owns(existing):
+        return True
+    return _controller(existing) is None and bool(owned_fields(existing, MANAGER))
+
+
+def _is_leaving(service: InferenceService, existing: Json) -> bool:
+    """Whether the object is being deleted, or will be: its owner was an earlier resource of the same name."""
+    if service.owner.owns(existing):
+        return "deletionTimestamp" in existing["metadata"]
+    controller = _controller(existing) or {}
+    named = (controller.get("apiVersion"), controller.get("kind"), controller.get("name"))
+    return named == (API_VERSION, KIND, service.key.name)
+
+
+def _require_ours(service: InferenceService, key: ChildKey, existing: Json | None) -> None:
+    if existing is None or is_ours(service, existing):
+        return
+    controller = _controller(existing)
+    whose = f"it belongs to {controller['kind']} {controller['name']}" if controller else "it has no owner"
+    raise NameTaken(
+        f"{key[0]} {key[1]} exists and isn't this resource's ({whose}): delete it, or give the InferenceService "
+        "another name"
+    )
+
+
+def _controller(existing: Json) -> Mapping[str, Any] | None:
+    references = existing["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), None)
+
+
+def _keep_immutable(manifest: Json, existing: Json | None) -> tuple[Json, list[str]]:
+    """A claim can only grow: whatever else an existing one can't become stays, and is said."""
+    if manifest["kind"] != "PersistentVolumeClaim" or existing is None:
+        return manifest, []
+    wanted, found = manifest["spec"], existing["spec"]
+    notes = []
+    spec = {**wanted, "accessModes": found.get("accessModes", wanted["accessModes"])}
+    if spec["accessModes"] != wanted["accessModes"]:
+        notes.append(_cannot(existing, "accessMode", found["accessModes"][0], wanted["accessModes"][0]))
+    if found.get("storageClassName") is not None:
+        spec["storageClassName"] = found["storageClassName"]
+        asked = wanted.get("storageClassName", found["storageClassName"])
+        if asked != found["storageClassName"]:
+            notes.append(_cannot(existing, "storageClassName", found["storageClassName"], asked))
+    size, present = wanted["resources"]["requests"]["storage"], found["resources"]["requests"]["storage"]
+    if quantity(size) < quantity(present):
+        spec["resources"] = {"requests": {"storage": present}}
+        notes.append(_cannot(existing, "size", present, size))
+    return {**manifest, "spec": spec}, notes
+
+
+def _cannot(existing: Json, field: str, present: str, wanted: str) -> str:
+    name = existing["metadata"]["name"]
+    return (
+        f"spec.cache.newClaim.{field}: PersistentVolumeClaim {name} has {present} and can't become {wanted}: delete "
+        "the claim to have it made anew, which downloads the weights again"
+    )
