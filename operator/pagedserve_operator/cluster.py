@@ -87,8 +87,8 @@ class Cluster:
         # Server-side apply knows no "must not exist yet". An apply that was planned on absence and is late by more
         # than the lease, on its way between the fence and the server, meets the next leader's object: it can only
         # repeat what this process would have written, and the next look puts it right.
-        fields = () if planned_on is None else ("resourceVersion", "uid")
-        version = {field: planned_on["metadata"][field] for field in fields if planned_on is not None}
+        metadata = {} if planned_on is None else planned_on["metadata"]
+        version = {field: metadata[field] for field in ("resourceVersion", "uid") if field in metadata}
         self._fence()
         return await self._call(
             self._dynamic.server_side_apply,

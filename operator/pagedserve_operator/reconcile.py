@@ -157,12 +157,15 @@ class Reconciler:
             await self._cluster.delete(going.kind, key.namespace, going.name, uid=going.uid)
             children[going.kind, going.name] = None
         for coming in verdict.plan.applies:
-            place = coming.key
+            planned_on = children.get(coming.key)
+            if coming.follows and planned_on is not None:
+                if _has_replicas(planned_on, coming):
+                    continue
+                planned_on = _by_uid(planned_on)
             try:
-                # The version read, or the one that an earlier write of this plan left.
-                children[place] = await self._apply(coming, children.get(place))
+                children[coming.key] = await self._apply(coming, planned_on)
             except Rejected as error:
-                refused.append(f"{place[0]} {place[1]}: {error}")
+                refused.append(f"{' '.join(coming.key)}: {error}")
         if not verdict.plan.empty:
             logger.info("%s: %s", key, verdict.plan.summary, extra={"fields": {"resource": str(key)}})
         if refused:
@@ -212,6 +215,16 @@ class Reconciler:
 
 def _deployment(observed: _Observed, raw: Json) -> Json | None:
     return observed.children["Deployment", raw["metadata"]["name"]]
+
+
+def _has_replicas(written: Json, coming: Apply) -> bool:
+    # What a creation defaults to is what most resources want.
+    return bool(written["spec"].get("replicas") == coming.manifest["spec"]["replicas"])
+
+
+def _by_uid(written: Json) -> Json:
+    # The controller marks what this look has just written: its version has moved, but it is the same object.
+    return {"metadata": {"uid": written["metadata"]["uid"]}}
 
 
 def _is_blocked(raw: Json) -> bool:
