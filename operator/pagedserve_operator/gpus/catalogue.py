@@ -69,7 +69,7 @@ _MODELS: Final = (
     _gpu("NVIDIA-A40", (46068, 696, 149.7), (8, 6), _SURE, "a40"),
     _gpu("NVIDIA-RTX-A6000", (49140, 768, 154.8), (8, 6), _SURE, "rtx-a6000", "a6000"),
     _gpu("NVIDIA-L4", (23034, 300, 121), (8, 9), _SURE, "l4"),
-    _gpu("NVIDIA-L40", (46068, 864, 181), (8, 9), "datasheet; memory as the L40S", "l40", estimated=True),
+    _gpu("NVIDIA-L40", (46068, 864, 181), (8, 9), _SURE, "l40"),
     _gpu("NVIDIA-L40S", (46068, 864, 362), (8, 9), _SURE, "l40s"),
     _gpu("NVIDIA-GeForce-RTX-3090", (24576, 936, 71), (8, 6), _SURE, "rtx-3090", "rtx3090", "3090"),
     _gpu("NVIDIA-GeForce-RTX-4090", (24564, 1008, 165), (8, 9), _SURE, "rtx-4090", "rtx4090", "4090"),

@@ -99,7 +99,7 @@ def _context_length(text: Json) -> int:
         return length
     lengths = [rope.get("original_max_position_embeddings") for rope in nested]
     lengths.append(text.get("original_max_position_embeddings"))
-    return min(length, *(_positive(first, "original_max_position_embeddings") for first in lengths if first), length)
+    return min([length, *(_positive(first, "original_max_position_embeddings") for first in lengths if first)])
 
 
 def _kv_heads(text: Json, heads: int) -> int:
