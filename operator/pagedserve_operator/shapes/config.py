@@ -70,7 +70,7 @@ def _read_config(text: Json) -> ModelShape:
         kv_heads=kv_heads,
         head_dim=_positive(head_dim, "head_dim"),
         hidden_size=hidden,
-        intermediate_size=intermediate,
+        intermediate_size=_positive(intermediate, "intermediate_size"),
         vocab_size=vocab,
         parameters=shared + total,
         active_parameters=shared + active,
@@ -148,11 +148,11 @@ def _mlp_parameters(text: Json, hidden: int, layers: int, intermediate: int) -> 
     router = hidden * experts
     num_dense = len(text.get("mlp_only_layers") or ()) or _first(text, "first_k_dense_replace")
     used = _first(text, "num_experts_per_tok", "num_experts_per_token") or 1
-    num_sparse = layers - num_dense
+    num_sparse = max(0, layers - num_dense)
     total = num_dense * dense + num_sparse * (experts * expert + shared + router)
     return total, num_dense * dense + num_sparse * (used * expert + shared + router)
 
 
 def _first(text: Json, *keys: str) -> int:
     """The first of these settings that is given, else 0."""
-    return next((int(text[key]) for key in keys if text.get(key)), 0)
+    return next((_positive(text[key], key) for key in keys if text.get(key)), 0)
