@@ -64,13 +64,13 @@ def ready(facts: Facts) -> Condition:
     """``Ready``: enough pods answer, for the generation that it names."""
     old = facts.old.get("Ready")
     unseen = not facts.workload.current or facts.problem is not None or facts.suspended
-    if facts.enough and (facts.workload.current or old is not None):
-        # Pods that answer do so for the generation that they were started from.
-        about = old.observed_generation if unseen and old is not None else 0
+    # What runs, well or not, still is the generation that was judged last.
+    about = old.observed_generation if unseen and old is not None and facts.workload.exists else 0
+    if facts.enough and (facts.workload.current or (old is not None and old.status == "True")):
         message = f"{facts.tally} ready"
         return Condition(type="Ready", status="True", reason="Available", message=message, observed_generation=about)
     reason, message = _unready(facts)
-    new = Condition(type="Ready", status="False", reason=reason, message=message)
+    new = Condition(type="Ready", status="False", reason=reason, message=message, observed_generation=about)
     return keep_detail(new, old)
 
 
