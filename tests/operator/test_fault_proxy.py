@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
+from control_cluster import Cluster
 from fault_calls import Address, Call, each_call, read_call
 from fault_proxy import FaultProxy
 from fault_rules import Fault
@@ -65,6 +66,7 @@ class Upstream:
     async def _serve(self, started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
+        self._transports: set[asyncio.BaseTransport] = set()
         runner = web.ServerRunner(web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._tls)
@@ -73,8 +75,15 @@ class Upstream:
         started.set_result(None)
         await self._over.wait()
         await runner.cleanup()
+        # TLS's farewell would outlast the loop.
+        for transport in self._transports:
+            assert isinstance(transport, asyncio.Transport)
+            transport.abort()
+        await asyncio.sleep(0.01)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        self._transports.add(request.transport)
         self.headers.append(dict(request.headers))
         if "watch" in request.query:
             return await self._watch(request)
@@ -434,3 +443,24 @@ def test_a_wait_that_is_in_vain_shows_the_last_calls(proxy: FaultProxy) -> None:
     ask(proxy, "GET", PODS)
     with pytest.raises(TimeoutError, match="list pods 200"):
         proxy.wait_for(is_write, seconds=0.01)
+
+
+def test_kubectl_reaches_a_real_api_server_through_the_proxy(control_plane: Cluster, namespace: str) -> None:
+    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": namespace}}
+    with FaultProxy(control_plane.url, ca=control_plane.ca, token=control_plane.token) as proxy:
+        kubeconfig = proxy.kubeconfig()
+        proxy.inject(Fault.status(503), is_write)
+        for refused in (True, False):
+            done = control_plane.kubectl(
+                "apply",
+                "--server-side",
+                "-f",
+                "-",
+                stdin=json.dumps(manifest),
+                kubeconfig=kubeconfig,
+                check=False,
+            )
+            assert bool(done.returncode) == refused, done.stderr
+        shown = control_plane.kubectl("get", "configmap", "c", "-n", namespace, "-o", "name", kubeconfig=kubeconfig)
+        assert shown.stdout.strip() == "configmap/c"
+        assert [(call.verb, call.code) for call in proxy.since(0, is_write)] == [("apply", 503), ("apply", 201)]
