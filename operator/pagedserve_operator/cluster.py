@@ -18,6 +18,7 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.dynamic import DynamicClient, Resource
 
+from pagedserve_operator import __version__
 from pagedserve_operator.errors import ApiError, Conflict, Rejected, Unavailable
 from pagedserve_operator.kinds import KINDS, MONITORING_GROUP, OPTIONAL
 from pagedserve_operator.names import KIND, MANAGER, Key
@@ -53,6 +54,7 @@ class Cluster:
         configuration.retries = None
         configuration.client_session_kwargs = {"middlewares": middlewares}
         self._api = ApiClient(configuration)
+        self._api.user_agent = f"{MANAGER}/{__version__}"
         self._dynamic = DynamicClient(self._api)
         self._fence = fence
         self._timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)

@@ -14,8 +14,10 @@ import aiohttp
 import kopf
 from kubernetes.aio.client import ApiClient, Configuration
 
+from pagedserve_operator import __version__
 from pagedserve_operator.kinds import KINDS, OPTIONAL
 from pagedserve_operator.metrics import Metrics
+from pagedserve_operator.names import MANAGER
 
 _BY_PLURAL: Final[Mapping[str, str]] = {kind.plural: kind.name for kind in KINDS.values()}
 _VERBS: Final[Mapping[str, str]] = {"POST": "create", "PUT": "update", "DELETE": "delete"}
@@ -113,6 +115,7 @@ def kopf_session(configuration: Configuration, ages: WatchAges, metrics: Metrics
     connector = aiohttp.TCPConnector(limit=0, ssl=ApiClient(configuration).rest_client.ssl_context)
     session = aiohttp.ClientSession(
         connector=connector,
+        headers={"User-Agent": f"{MANAGER}-watches/{__version__}"},
         middlewares=(authorising(configuration), counting(metrics), stamping(ages)),
     )
     return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
