@@ -25,7 +25,7 @@ LARGEST_CONFIG: Final = 1 << 20
 KEEP_FAILURE_SECONDS: Final = 60.0
 MOST_CONFIGS: Final = 256
 
-_HUB_URI: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)/?")
+_HUB_URI: Final = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)/?")
 _STATUSES: Final = {
     401: "the hub wants a token that may read it: set spec.auth.hfTokenSecretRef",
     403: "the token may not read it: accept the model's terms, or set spec.auth.hfTokenSecretRef to another token",

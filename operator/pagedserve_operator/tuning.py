@@ -158,12 +158,13 @@ def _read(kind: Any, value: Any) -> Any:
     if origin is Literal:
         return _checked(value in arguments, value)
     if origin is tuple:
+        _checked(isinstance(value, list), value)
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_read(item_kind, item) for item_kind, item in zip(kinds, value, strict=True))
     if origin is not None:
         return {str(key): _read(arguments[1], item) for key, item in value.items()}
     if kind is float:
-        return float(_checked(isinstance(value, int | float), value))
+        return float(_checked(type(value) in (int, float), value))
     return _checked(type(value) is kind, value)
 
 
