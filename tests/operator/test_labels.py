@@ -133,3 +133,9 @@ def test_cordoned_and_unready_nodes_take_no_pods() -> None:
 )
 def test_a_product_label_splits_into_product_slice_and_sharing(label: str, parts: tuple[str, str | None, bool]) -> None:
     assert split_product(label) == parts
+
+
+def test_a_round_number_of_devices_is_read_as_the_server_writes_it() -> None:
+    raw = node(gpu=4000)
+    raw["status"]["allocatable"]["nvidia.com/gpu"] = "4k"
+    assert read_one(raw).allocatable == 4000

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pagedserve_operator.fields import quantity
 from pagedserve_operator.gpus.catalogue import find
 from pagedserve_operator.spec import Json
 
@@ -122,9 +123,11 @@ def slice_share(profile: str) -> float:
 
 def _resources(allocatable: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     for resource in sorted(allocatable):
-        count = _number(str(allocatable[resource]))
-        if count and (resource in (WHOLE, SHARED) or resource.startswith(MIG_PREFIX)):
-            yield resource, count
+        if resource in (WHOLE, SHARED) or resource.startswith(MIG_PREFIX):
+            # The server writes a round number with a suffix: 4000 devices are "4k".
+            count = int(quantity(allocatable[resource]))
+            if count:
+                yield resource, count
 
 
 def _profile_of_resource(resource: str) -> str | None:
