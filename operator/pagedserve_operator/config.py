@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any, Final, get_type_hints
 
 TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -37,6 +38,10 @@ class OperatorConfig:
     """Longest wait for the hub; then the model's name has to do."""
     workers: int = 8
     """Resources that are reconciled at once."""
+    request_seconds: float = 10.0
+    """Longest wait for one answer of the API server."""
+    gather_seconds: float = 0.2
+    """Events of one resource within this time are one look."""
     resync_seconds: float = 300.0
     """Between two looks at a resource that nothing has happened to."""
     secret_resync_seconds: float = 60.0
@@ -74,13 +79,19 @@ class OperatorConfig:
                 raise ConfigError(f"{name.upper()} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for name in (
             "workers",
+            "request_seconds",
+            "gather_seconds",
             "resync_seconds",
             "secret_resync_seconds",
             "hub_timeout_seconds",
             "watch_stale_seconds",
+            "lease_seconds",
         ):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name.upper()} must be above 0, not {getattr(self, name)}")
+            # Written so that "not a number" is refused too.
+            if not 0 < getattr(self, name) < inf:
+                raise ConfigError(f"{name.upper()} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.metrics_port <= 65535:
+            raise ConfigError(f"METRICS_PORT must be 0 to 65535, not {self.metrics_port}")
         self._check_compute_capability()
 
     def _check_compute_capability(self) -> None:

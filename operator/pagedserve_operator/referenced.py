@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pagedserve_operator.errors import SecretNotFound
+from pagedserve_operator.errors import SecretNotFound, SpecError
 from pagedserve_operator.spec import InferenceService, Json
 
 
@@ -53,13 +53,21 @@ async def hash_of_referenced(service: InferenceService, objects: Objects) -> str
 
 
 async def hub_token(service: InferenceService, objects: Objects) -> str | None:
-    """The hub's token, None where the resource has none."""
+    """The hub's token, None where the resource has none; raises SpecError for one that no request can carry."""
     reference = service.spec.hf_token
     if reference is None:
         return None
     secret = await objects.get("Secret", service.key.namespace, reference.name)
     value = ((secret or {}).get("data") or {}).get(reference.key)
-    return base64.b64decode(value).decode().strip() if value is not None else None
+    if value is None:
+        return None
+    token = base64.b64decode(value).decode(errors="replace").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise SpecError(
+            "spec.auth.hfTokenSecretRef",
+            f"key {reference.key!r} of Secret {reference.name!r} is no token: store the hub's token alone, as text",
+        )
+    return token
 
 
 def _references(service: InferenceService) -> Iterator[_Reference]:

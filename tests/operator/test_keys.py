@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pagedserve_operator.keys import key_of_resource, keys_of_autoscaler, keys_of_child, signature_of_node
+from pagedserve_operator.names import Key, Owner, child_labels
+from tuning_cases import gfd, node
+
+CHAT = Key("models", "chat")
+REFERENCE = Owner(CHAT, "uid-1").reference()
+
+
+def child(**metadata: Any) -> dict[str, Any]:
+    return {"metadata": {"namespace": "models", "name": "chat", **metadata}}
+
+
+def test_a_resource_is_its_own_key() -> None:
+    assert key_of_resource(child()) == CHAT
+
+
+CHILDREN: dict[str, tuple[dict[str, Any], set[Key]]] = {
+    "owned and labelled": (child(ownerReferences=[REFERENCE], labels=child_labels("chat")), {CHAT}),
+    "its reference removed by hand": (child(labels=child_labels("chat")), {CHAT}),
+    "its labels removed by hand": (child(ownerReferences=[REFERENCE]), {CHAT}),
+    "labelled for another": (
+        child(ownerReferences=[REFERENCE], labels=child_labels("other")),
+        {CHAT, Key("models", "other")},
+    ),
+    "a pod that a ReplicaSet owns": (
+        child(ownerReferences=[{"apiVersion": "apps/v1", "kind": "ReplicaSet"}], labels=child_labels("chat")),
+        {CHAT},
+    ),
+    "owned by a kind of the same name in another group": (
+        child(ownerReferences=[{**REFERENCE, "apiVersion": "serving.kserve.io/v1beta1"}]),
+        set(),
+    ),
+    "somebody else's with our instance label": (child(labels={"app.kubernetes.io/instance": "chat"}), set()),
+    "ours without an instance": (child(labels={"app.kubernetes.io/managed-by": "pagedserve-operator"}), set()),
+    "with null for references and labels": (child(ownerReferences=None, labels=None), set()),
+}
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_child_wakes_whom_it_may_belong_to(name: str) -> None:
+    body, keys = CHILDREN[name]
+    assert keys_of_child(body) == keys
+
+
+AUTOSCALERS: dict[str, tuple[dict[str, Any], set[Key]]] = {
+    "somebody else's on our Deployment": (
+        {**child(), "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "chat"}}},
+        {CHAT},
+    ),
+    "on another kind": ({**child(), "spec": {"scaleTargetRef": {"kind": "StatefulSet", "name": "chat"}}}, set()),
+    "ours, turned to another target by hand": (
+        {**child(labels=child_labels("chat")), "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "other"}}},
+        {CHAT, Key("models", "other")},
+    ),
+    "without a spec": (child(), set()),
+}
+
+
+@pytest.mark.parametrize("name", AUTOSCALERS)
+def test_an_autoscaler_wakes_also_the_resource_whose_deployment_it_scales(name: str) -> None:
+    body, keys = AUTOSCALERS[name]
+    assert keys_of_autoscaler(body) == keys
+
+
+def test_a_heartbeat_leaves_a_nodes_signature_as_it_is() -> None:
+    before = node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2)
+    after = node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2)
+    after["metadata"]["resourceVersion"] = "2"
+    after["status"]["conditions"][0]["lastHeartbeatTime"] = "2026-01-01T00:00:00Z"
+    assert signature_of_node(before) == signature_of_node(after)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=3),
+        node("n1", labels=gfd("NVIDIA-L40S", 46068), gpu=2),
+        node("n1", labels=gfd("NVIDIA-L4", 23034)),
+        {**node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2), "spec": {"unschedulable": True}},
+    ],
+    ids=["more GPUs", "another product", "no GPU", "cordoned"],
+)
+def test_other_gpus_change_a_nodes_signature(changed: dict[str, Any]) -> None:
+    assert signature_of_node(changed) != signature_of_node(node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2))
