@@ -177,9 +177,8 @@ def test_recreating_leaves_a_gap_too() -> None:
 
 
 def test_suspending_and_resuming_are_told() -> None:
-    assert walk(running(ready_pod()), {**running(ready_pod()), "spec": {"suspend": True}}, running(ready_pod()))[
-        1:
-    ] == [
+    suspended = {**running(ready_pod()), "spec": {"suspend": True}}
+    assert walk(running(ready_pod()), suspended, running(ready_pod()))[1:] == [
         [("Normal", "Suspended")],
         [("Normal", "Resumed")],
     ]

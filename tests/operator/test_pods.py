@@ -166,8 +166,8 @@ SINGLE = {
     "no free GPU": (
         unscheduled_pod(),
         "InsufficientGPU",
-        "no node has 1 free NVIDIA-L4 (nvidia.com/gpu); the scheduler says: Insufficient nvidia.com/gpu; node(s) didn't "
-        "match Pod's node affinity/selector.",
+        "no node has 1 free NVIDIA-L4 (nvidia.com/gpu); the scheduler says: Insufficient nvidia.com/gpu; node(s) "
+        "didn't match Pod's node affinity/selector.",
     ),
     "no free MIG slice": (
         unscheduled_pod(message="0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb."),

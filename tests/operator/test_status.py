@@ -388,7 +388,7 @@ any_pod = st.sampled_from([pod for world in WORLDS.values() for pod in world[1]]
 any_deployment = st.sampled_from([world[0] for world in WORLDS.values() if world[0] is not None])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     pods=st.lists(worn(any_pod) | strange, max_size=4),
     deployed=st.none() | worn(any_deployment) | strange,
