@@ -205,6 +205,8 @@ def _notes(demand: Demand, model: Model, *, batch: int, fitting: int, length: in
             f"the model's shape is guessed from its name ({shape.parameters / 1e9:.3g} billion parameters); "
             "spec.model.architecture states it"
         )
+    if shape.kv_heads % demand.gpu.count and demand.gpu.count % shape.kv_heads:
+        notes.append(f"spec.gpu.count {demand.gpu.count} doesn't divide the model's {shape.kv_heads} key-value heads")
     if model.dtype == "auto" and demand.dtype == "float16":
         notes.append(f"{demand.gpu.product} has no bfloat16: the model runs in float16")
     if overrides.max_batch_tokens and batch < overrides.max_batch_tokens:

@@ -1,9 +1,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pagedserve_operator.errors import GPUTypeRequired, GPUUnknown, GPUUnsupported, TuningError
-from pagedserve_operator.gpus.labels import NodeGpu, read_node
+from pagedserve_operator.gpus.labels import PRODUCT_LABELS, NodeGpu, read_node
 from pagedserve_operator.gpus.resolve import ResolvedGpu, free_gpus, resolve
 from tuning_cases import gfd, gpu_spec, node, pod
 
@@ -153,6 +155,66 @@ def test_a_slice_has_its_part_of_speed_and_memory_and_its_own_resource() -> None
     assert found.tflops == pytest.approx(989 / 7, abs=0.1)
     unseen = resolve(gpu_spec(type="H100-MIG-3g.40gb"), None, min_compute_capability=CURRENT)
     assert (unseen.resource, unseen.memory_mib) == ("nvidia.com/mig-3g.40gb", 38880)
+
+
+def test_parts_of_devices_do_not_work_together() -> None:
+    shared = node(labels=gfd("Tesla-T4-SHARED", 15360, count="1", replicas="4"), gpu=4)
+    with pytest.raises(GPUUnsupported, match=r"spec\.gpu\.count is 2 and Tesla-T4 shared by 4"):
+        choose(shared, count=2)
+    with pytest.raises(GPUUnsupported, match="set count to 1"):
+        choose(type="H100-MIG-1g.10gb", count=2)
+
+
+def test_a_share_of_which_nothing_is_known_needs_its_memory() -> None:
+    with pytest.raises(GPUUnknown, match=r"spec\.gpu\.type: no node tells how many share t4-shared.*memoryMiB"):
+        choose(type="t4-shared")
+    assert choose(type="t4-shared", memoryMiB=5000).memory_mib == 5000
+
+
+def test_more_devices_than_any_node_has_are_noted() -> None:
+    found = choose(node(labels=L4, gpu=2), count=4)
+    assert any("spec.gpu.count is 4 and no node has more than 2 of NVIDIA-L4" in note for note in found.notes)
+    assert choose(node(labels=L4, gpu=4), count=4).notes == ()
+
+
+LABELS = st.dictionaries(
+    st.sampled_from(
+        [
+            *PRODUCT_LABELS,
+            "nvidia.com/gpu.memory",
+            "nvidia.com/gpu.count",
+            "nvidia.com/gpu.replicas",
+            "nvidia.com/gpu.compute.major",
+            "nvidia.com/gpu.compute.minor",
+            "nvidia.com/mig-1g.10gb.memory",
+            "karpenter.k8s.aws/instance-gpu-memory",
+            "cloud.google.com/gke-gpu-partition-size",
+            "cloud.google.com/gke-max-shared-clients-per-gpu",
+        ]
+    ),
+    st.sampled_from(
+        ["NVIDIA-L4", "h100", "x900-SHARED", "A100-MIG-1g.5gb", "1g.5gb", "0", "1", "3", "40000", "-1", "", "?"]
+    ),
+)
+COUNTS = st.dictionaries(st.sampled_from(["gpu", "shared", "mig_1g_10gb"]), st.integers(0, 8))
+
+
+@given(
+    st.lists(st.tuples(LABELS, COUNTS), max_size=4),
+    st.sampled_from(["auto", "cpu", "L4", "h100-MIG-1g.10gb", "t4-shared", "x900", "v100"]),
+    st.integers(1, 8),
+)
+def test_any_nodes_give_a_gpu_or_an_error_that_the_user_can_cure(nodes: list[Any], name: str, count: int) -> None:
+    raws = [node(f"n{index}", labels=labels, **counts) for index, (labels, counts) in enumerate(nodes)]
+    try:
+        found = choose(*raws, type=name, **({} if name == "cpu" else {"count": count}))
+    except TuningError as error:
+        text = str(error)
+    else:
+        assert found.memory_mib > 0
+        text = found.reason
+        assert 0 <= free_gpus(raws, [], found) <= 8
+    assert text
 
 
 def test_the_pin_can_be_turned_off() -> None:

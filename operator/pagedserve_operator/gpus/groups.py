@@ -44,6 +44,16 @@ class Group:
         return sum(node.allocatable for node in self.nodes if node.schedulable)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether a device is neither sliced nor shared."""
+        return self.nodes[0].is_whole
+
+    @property
+    def largest_node(self) -> int:
+        """The most devices that one node has."""
+        return max(node.allocatable for node in self.nodes)
+
+    @property
     def title(self) -> str:
         """The product with its slice or share, to print."""
         profile = f" MIG {self.mig_profile}" if self.mig_profile else ""
@@ -73,8 +83,7 @@ def group_nodes(nodes: Iterable[NodeGpu], *, count: int) -> tuple[Group, ...]:
 def _rank(group: Group, count: int) -> tuple[bool, bool, int, int, str, str]:
     model = find(group.product)
     memory = min((node.memory_mib or (model.memory_mib if model else 0) // node.replicas) for node in group.nodes)
-    too_few = all(node.allocatable < count for node in group.nodes)
-    return (too_few, not group.nodes[0].is_whole, -group.devices, -memory, group.product, group.resource)
+    return (group.largest_node < count, not group.is_whole, -group.devices, -memory, group.product, group.resource)
 
 
 def allowed(node: NodeGpu, selector: Mapping[str, str], tolerations: Sequence[Json]) -> bool:

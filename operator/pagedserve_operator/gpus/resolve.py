@@ -7,7 +7,7 @@ one with more memory, then by name. Products below the image's compute capabilit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -86,14 +86,14 @@ def resolve(
         return _cpu(gpu, cpu_memory_mib)
     usable = [node for node in nodes or () if allowed(node, gpu.node_selector, gpu.tolerations)]
     selected = next((gpu.node_selector[key] for key in PRODUCT_LABELS if gpu.node_selector.get(key)), None)
-    if gpu.type == AUTO and selected is None:
+    if gpu.type != AUTO:
+        found = _named(gpu, gpu.type, usable, nodes_known=nodes is not None, source="spec")
+    elif selected is not None:
+        found = _named(gpu, selected, usable, nodes_known=nodes is not None, source="nodeSelector")
+    else:
         group, why = _choose(gpu, usable, nodes_known=nodes is not None, minimum=min_compute_capability)
-        return _checked(_from(gpu, group.product, group, source="nodes", why=why), min_compute_capability)
-    name, source = (gpu.type, "spec") if gpu.type != AUTO else (selected or "", "nodeSelector")
-    named = _named(
-        gpu, name, usable, nodes_known=nodes is not None, source="spec" if source == "spec" else "nodeSelector"
-    )
-    return _checked(named, min_compute_capability)
+        found = _from(gpu, group.product, group, source="nodes", why=why)
+    return _checked(found, min_compute_capability)
 
 
 def _cpu(gpu: Gpu, cpu_memory_mib: int | None) -> ResolvedGpu:
@@ -151,9 +151,11 @@ def _named(gpu: Gpu, name: str, usable: Sequence[NodeGpu], *, nodes_known: bool,
         and (not shared or node.replicas > 1)
     ]
     groups = group_nodes(matching, count=gpu.count)
-    field = "spec.gpu.type" if source == "spec" else "spec.gpu.nodeSelector"
+    field = f"spec.gpu.{'type' if source == 'spec' else source}"
     if groups:
         return _from(gpu, product, groups[0], source=source, why=f"as {field} says; {groups[0].devices} devices now")
+    if shared and gpu.memory_mib is None:
+        raise GPUUnknown(f"{field}: no node tells how many share {name}: set spec.gpu.memoryMiB to one share's memory")
     why = f"as {field} says; " + ("no node has it now" if nodes_known else "nodes aren't read")
     return _from(gpu, product, None, source=source, why=why, profile=profile)
 
@@ -161,19 +163,17 @@ def _named(gpu: Gpu, name: str, usable: Sequence[NodeGpu], *, nodes_known: bool,
 def _from(
     gpu: Gpu, product: str, group: Group | None, *, source: Source, why: str, profile: str | None = None
 ) -> ResolvedGpu:
-    model, notes = find(product), []
+    model = find(product)
     profile = group.mig_profile if group else profile
     memory = gpu.memory_mib or _memory(model, group, profile)
     if memory is None:
         raise GPUUnknown(_unknown(product))
-    capability, guessed = _compute_capability(group) if group else _known_capability(model)
-    if model is None:
-        notes.append(
-            f"{product} isn't in the catalogue: taken for {UNKNOWN_TFLOPS:g} TFLOPS"
-            + (f" and compute capability {capability[0]}.{capability[1]}" if guessed else "")
+    if gpu.count > 1 and (profile or (group and not group.is_whole)):
+        raise GPUUnsupported(
+            f"spec.gpu.count is {gpu.count} and {group.title if group else product} is a part of a device: parts can't "
+            "serve one model together; set count to 1, or spec.gpu.type to a whole device"
         )
-    if gpu.pin and group is None and source == "spec":
-        notes.append(f"pods aren't pinned to {product}: {why.rpartition('; ')[2]}; spec.gpu.nodeSelector can")
+    capability, guessed = _compute_capability(group) if group else _known_capability(model)
     title = group.title if group else (f"{product} {profile}" if profile else model.product if model else product)
     share = slice_share(profile) if profile else 1.0
     return ResolvedGpu(
@@ -187,8 +187,20 @@ def _from(
         pin=group.pin if group and gpu.pin else {},
         reason=f"{title}: {why}",
         source=source,
-        notes=tuple(notes),
+        notes=tuple(_notes(gpu, product, group, why=why, source=source, guessed=capability if guessed else None)),
     )
+
+
+def _notes(
+    gpu: Gpu, product: str, group: Group | None, *, why: str, source: Source, guessed: ComputeCapability | None
+) -> Iterator[str]:
+    if find(product) is None:
+        capability = f" and compute capability {guessed[0]}.{guessed[1]}" if guessed else ""
+        yield f"{product} isn't in the catalogue: taken for {UNKNOWN_TFLOPS:g} TFLOPS{capability}"
+    if group is not None and group.largest_node < gpu.count:
+        yield f"spec.gpu.count is {gpu.count} and no node has more than {group.largest_node} of {group.title}"
+    if gpu.pin and group is None and source == "spec":
+        yield f"pods aren't pinned to {product}: {why.rpartition('; ')[2]}; spec.gpu.nodeSelector can"
 
 
 def _memory(model: GpuModel | None, group: Group | None, profile: str | None) -> int | None:
