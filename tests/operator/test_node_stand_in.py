@@ -158,18 +158,26 @@ def test_a_probe_has_the_defaults_of_the_api_and_may_hurry() -> None:
     assert probe_of(spec, "startupProbe") is None
 
 
-def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
-    launch = Launch(command=[sys.executable, "-c", "raise SystemExit(4)"], environment={})
-    container = Container(
-        spec={"name": "c", "image": "i"},
+def container_of(folder: Path, code: str, **spec: Any) -> Container:
+    return Container(
+        spec={"name": "c", "image": "i", **spec},
         address="127.0.0.1",
-        folder=tmp_path,
-        prepare=lambda: launch,
+        folder=folder,
+        prepare=lambda: Launch(command=[sys.executable, "-uc", code], environment={}),
         restarts_on=lambda _: True,
         grace=1,
         backoff=10,
         hurry=1,
     )
+
+
+def has_ended(container: Container) -> bool:
+    assert container._process is not None
+    return container._process.poll() is not None
+
+
+def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
+    container = container_of(tmp_path, "raise SystemExit(4)")
     moment, gaps = 0.0, []
     for _ in range(4):
         container.tick(moment)
@@ -181,6 +189,44 @@ def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
     assert gaps == [0, 10, 20, 40]
     assert container.status()["lastState"]["terminated"]["exitCode"] == 4
     assert container.status()["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+
+
+def test_an_end_is_a_sleep_then_sigterm_then_sigkill(tmp_path: Path) -> None:
+    deaf = "import signal; signal.signal(15, lambda *_: print('heard')); print('up')\nwhile True: signal.pause()"
+    container = container_of(tmp_path, deaf, lifecycle={"preStop": {"sleep": {"seconds": 20}}})
+
+    def wait_for_log(text: str) -> None:
+        while container.log.read_text() != text:
+            assert not has_ended(container)
+
+    container.tick(0)
+    try:
+        wait_for_log("up\n")
+        container.leave(100, 30)
+        container.tick(119.9)
+        assert container._term_at == 120, "no signal before the sleep is over"
+        container.tick(120)
+        wait_for_log("up\nheard\n")
+        container.tick(129.9)
+        assert not has_ended(container)
+        container.tick(130)
+        assert container._process is not None
+        container._process.wait(10)
+        container.tick(131)
+    finally:
+        container.kill()
+    assert container.status()["state"]["terminated"]["exitCode"] == 137
+    assert container.done, "what left on order isn't restarted"
+
+
+def test_a_fallback_to_the_log_needs_a_failure_and_no_message(tmp_path: Path) -> None:
+    policy = "FallbackToLogsOnError"
+    container = container_of(tmp_path, "print('why'); raise SystemExit(1)", terminationMessagePolicy=policy)
+    container.tick(0)
+    assert container._process is not None
+    container._process.wait()
+    container.tick(1)
+    assert container.status()["lastState"]["terminated"]["message"] == "why\n"
 
 
 def test_a_pod_runs_becomes_ready_and_answers_on_its_own_address(
