@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 60.0
 """Longest look at one resource: a call that hangs holds one worker no longer."""
-GATHER_SECONDS: Final = 0.2
-"""Events of one resource within this time are one look."""
 
 
 class Operator:
@@ -45,7 +43,12 @@ class Operator:
         self.metrics = Metrics()
         self.queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic)
         self.ages = WatchAges()
-        self.cluster = Cluster(configuration, fence=self._fence, middlewares=(counting(self.metrics),))
+        self.cluster = Cluster(
+            configuration,
+            fence=self._fence,
+            request_seconds=config.request_seconds,
+            middlewares=(counting(self.metrics),),
+        )
         self.leader = Leader(self.cluster, config, on_gain=self._wake_all_soon)
         self.resources = self.metrics.show(queue=self.queue, ages=self.ages.ages, leading=lambda: self.leader.leading)
         self.hub = Hub(endpoint=config.hub_endpoint, timeout_seconds=config.hub_timeout_seconds)
@@ -86,7 +89,7 @@ class Operator:
     def wake(self, keys: Iterable[Key]) -> None:
         """Look at these soon."""
         for key in keys:
-            self.queue.add_after(key, GATHER_SECONDS)
+            self.queue.add_after(key, self.config.gather_seconds)
 
     async def wake_all(self) -> None:
         """Look at every resource."""

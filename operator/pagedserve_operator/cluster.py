@@ -24,8 +24,6 @@ from pagedserve_operator.kinds import KINDS, MONITORING_GROUP, OPTIONAL
 from pagedserve_operator.names import KIND, MANAGER, Key
 from pagedserve_operator.spec import Json
 
-REQUEST_SECONDS: Final = 10.0
-"""Longest wait for one answer."""
 SERVED_SECONDS: Final = 60.0
 """How long the answer to "is this optional kind served" is good for."""
 
@@ -49,7 +47,14 @@ async def load_configuration(kubeconfig: str) -> Configuration:
 class Cluster:
     """Objects by kind, namespace and name. Every method raises ApiError's leaves and nothing else of the client's."""
 
-    def __init__(self, configuration: Configuration, *, fence: Fence, middlewares: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        fence: Fence,
+        request_seconds: float,
+        middlewares: tuple[Any, ...] = (),
+    ) -> None:
         # Retries are the work queue's: a hidden one would repeat a write behind the fence's back.
         configuration.retries = None
         configuration.client_session_kwargs = {"middlewares": middlewares}
@@ -57,7 +62,7 @@ class Cluster:
         self._api.user_agent = f"{MANAGER}/{__version__}"
         self._dynamic = DynamicClient(self._api)
         self._fence = fence
-        self._timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        self._timeout = aiohttp.ClientTimeout(total=request_seconds)
         self._resources = {name: self._resource(name) for name in KINDS}
         self._served: tuple[float, frozenset[str]] | None = None
 
