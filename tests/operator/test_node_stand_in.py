@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
 import urllib.request
@@ -345,3 +346,38 @@ def test_a_deployment_is_scheduled_rolls_out_and_nothing_of_it_outlives_the_node
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_real_engine_loads_serves_and_ends_a_stream_before_it_leaves(
+    client: Client, namespace: str, see: Callable[..., JSON]
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    # Here, so that the other tests neither need nor wait for torch.
+    pytest.importorskip("torch")
+    from models import tiny_chat_model
+
+    settings = {"MODEL": str(tiny_chat_model()[1]), "DTYPE": "float32", "NUM_BLOCKS": "64", "SERVED_MODEL_NAME": "tiny"}
+    pod = pod_of(
+        namespace,
+        f"node-{namespace}",
+        environment=settings,
+        startupProbe=probe("/health/live", failureThreshold=1200),
+        readinessProbe=probe("/health/ready"),
+        lifecycle={"preStop": {"sleep": {"seconds": 1}}},
+    )
+    pod["spec"]["terminationGracePeriodSeconds"] = 60
+    images = {"engine:test": [sys.executable, "-m", "pagedserve_engine", "serve"]}
+    question = {"model": "tiny", "prompt": "Once", "max_tokens": 600, "stream": True, "ignore_eos": True}
+    with NodeStandIn(client, f"node-{namespace}", images=images, hurry=10):
+        client.create(pod)
+        status = see(is_ready, "the engine is ready")
+        url = f"http://{status['podIP']}:8080/v1/completions"
+        headers = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(url, data=json.dumps(question).encode(), headers=headers)
+        with urllib.request.urlopen(asked, timeout=60) as stream:
+            assert stream.readline().startswith(b"data: {")
+            client.delete("v1", "Pod", "p", namespace=namespace)
+            events = [line for line in stream if line.startswith(b"data: ")]
+        assert events[-1] == b"data: [DONE]\n"
+        client.wait_gone("v1", "Pod", "p", namespace=namespace)
