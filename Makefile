@@ -4,7 +4,7 @@
 RUN := .ci/uv run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-gpu bench lint style imports types budgets format docs
+.PHONY: help serve test test-engine test-operator control-plane test-gpu bench bench-operator lint style imports types budgets format docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -13,16 +13,25 @@ serve: ## run the engine on the small model
 	@echo "Installing what is missing (the first time a few minutes: PyTorch alone is 2.6 GB), then starting the engine"
 	@exec $(RUN) --group demo python -m pagedserve_engine serve
 
-test: test-engine ## every test that needs no GPU
+test: test-engine test-operator ## every test that needs no GPU
 
 test-engine: ## the engine's tests, on the CPU
 	$(RUN) --group test pytest -m "not gpu" tests/engine
+
+test-operator: control-plane ## the operator's tests, on a real control plane
+	$(RUN) --group test pytest tests/operator
+
+control-plane: ## build etcd, the API server and their kin once (about ten minutes), or find them built
+	$(RUN) --group test python e2e/controlplane/build.py
 
 test-gpu: ## the tests that need a CUDA device
 	$(RUN) --group test pytest -m gpu tests/engine
 
 bench: ## figures beside peers: one table and one plot
 	$(RUN) --group test --group bench python -m benchmarks
+
+bench-operator: control-plane ## a thousand InferenceServices at once, then ten minutes of nothing
+	$(RUN) --group test --group bench python -m benchmarks.operator_scale
 
 lint: style imports types budgets ## style, import directions, types, size budgets, generated documents
 

@@ -18,7 +18,7 @@ from pagedserve_operator.cluster import Cluster, load_configuration
 from pagedserve_operator.config import OperatorConfig
 from pagedserve_operator.errors import ApiError, Conflict, NotLeading
 from pagedserve_operator.hub import Hub
-from pagedserve_operator.keys import key_of_resource, signature_of_node
+from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, signature_of_node
 from pagedserve_operator.leader import Leader
 from pagedserve_operator.metrics import Metrics
 from pagedserve_operator.names import KIND, Key
@@ -53,7 +53,8 @@ class Operator:
         self.resources = self.metrics.show(queue=self.queue, ages=self.ages.ages, leading=lambda: self.leader.leading)
         self.hub = Hub(endpoint=config.hub_endpoint, timeout_seconds=config.hub_timeout_seconds)
         self.tuner = Tuner(self.cluster, config, self._fetch_config)
-        self.reconciler = Reconciler(self.cluster, self.tuner, config, self.resources)
+        self.autoscalers = Autoscalers()
+        self.reconciler = Reconciler(self.cluster, self.tuner, self.resources, autoscalers_near=self.autoscalers.near)
         self.port = 0
         """Where /metrics and the probes are, once running."""
         self._configuration = configuration
@@ -105,6 +106,11 @@ class Operator:
         self.tuner.forget_nodes()
         self.wake(self.reconciler.waiting_for_nodes)
 
+    def autoscaler_changed(self, autoscaler: Mapping[str, Any], deleted: bool) -> None:
+        """An autoscaler came, went or changed: whoever's Deployment it scales is looked at."""
+        self.autoscalers.saw(autoscaler, deleted)
+        self.wake(keys_of_autoscaler(autoscaler))
+
     def _fence(self) -> None:
         self.leader.fence()
 
@@ -134,7 +140,9 @@ class Operator:
         settings.process.ultimate_exiting_timeout = None
         kopf.on.login(registry=registry)(self._login)
         nodes = self.node_changed if self.config.read_nodes else None
-        handlers.register(registry, settings, wake=self.wake, node_changed=nodes)
+        handlers.register(
+            registry, settings, wake=self.wake, autoscaler_changed=self.autoscaler_changed, node_changed=nodes
+        )
         await kopf.operator(
             registry=registry,
             settings=settings,

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import kopf
 
-from pagedserve_operator.keys import key_of_resource, keys_of_autoscaler, keys_of_child
-from pagedserve_operator.kinds import CHILDREN, KINDS
+from pagedserve_operator.keys import key_of_resource, keys_of_child
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS
 from pagedserve_operator.names import KIND, LABEL_MANAGED_BY, MANAGER, Key
 
 Wake = Callable[[Iterable[Key]], None]
@@ -20,8 +20,6 @@ Look = Callable[[Body, bool], None]
 """Gets the object and whether it was deleted."""
 
 _OURS: Final = f"{LABEL_MANAGED_BY}={MANAGER}"
-# Somebody else's autoscaler on our Deployment matters too, so these are watched without a selector.
-_UNFILTERED: Final = frozenset({"HorizontalPodAutoscaler"})
 
 
 def register(
@@ -29,20 +27,18 @@ def register(
     settings: kopf.OperatorSettings,
     *,
     wake: Wake,
+    autoscaler_changed: Look,
     node_changed: Look | None,
 ) -> None:
     """Handlers for the resource, its children and pods, and (where ``node_changed`` is given) nodes."""
     _on_event(registry, KIND, lambda body, _: wake([key_of_resource(body)]))
-    for kind in (*CHILDREN, "Pod"):
-        _on_event(registry, kind, _waking(wake, keys_of_autoscaler if kind in _UNFILTERED else keys_of_child))
-        if kind not in _UNFILTERED:
-            settings.watching.label_selectors[_place(kind)] = _OURS
+    # Somebody else's autoscaler on our Deployment matters too: these are watched without a selector.
+    _on_event(registry, AUTOSCALER, autoscaler_changed)
+    for kind in {*CHILDREN, "Pod"} - {AUTOSCALER}:
+        _on_event(registry, kind, lambda body, _: wake(keys_of_child(body)))
+        settings.watching.label_selectors[_place(kind)] = _OURS
     if node_changed is not None:
         _on_event(registry, "Node", node_changed)
-
-
-def _waking(wake: Wake, keys_of: Callable[[Body], Iterable[Key]]) -> Look:
-    return lambda body, _: wake(keys_of(body))
 
 
 def _on_event(registry: kopf.OperatorRegistry, kind: str, look: Look) -> None:

@@ -40,6 +40,26 @@ def keys_of_autoscaler(autoscaler: Mapping[str, Any]) -> set[Key]:
     return found
 
 
+class Autoscalers:
+    """Names of autoscalers by the resource whose Deployment they scale, as watched: a hint, not what is there."""
+
+    def __init__(self) -> None:
+        self._names: dict[Key, set[str]] = {}
+
+    def saw(self, autoscaler: Mapping[str, Any], deleted: bool) -> None:
+        """An autoscaler came, changed or went; one that changed its target stays a hint for the old one."""
+        name = autoscaler["metadata"]["name"]
+        for key in keys_of_autoscaler(autoscaler):
+            names = self._names.setdefault(key, set())
+            (names.discard if deleted else names.add)(name)
+            if not names:
+                del self._names[key]
+
+    def near(self, key: Key) -> frozenset[str]:
+        """Names worth reading for this resource, its own among them."""
+        return frozenset({key.name, *self._names.get(key, ())})
+
+
 def signature_of_node(node: Json) -> str:
     """What sizing and surging see of a node; heartbeats leave it as it is."""
     return json.dumps([repr(gpu) for gpu in read_node(node)])

@@ -49,10 +49,11 @@ KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in _ALL}
 
 OPTIONAL: Final = frozenset({"PodMonitor", "ServiceMonitor", "PrometheusRule"})
 """Children whose kinds exist only where the Prometheus operator is installed."""
+AUTOSCALER: Final = "HorizontalPodAutoscaler"
 CHILDREN: Final = (
     "Deployment",
     "Service",
-    "HorizontalPodAutoscaler",
+    AUTOSCALER,
     "PodDisruptionBudget",
     "NetworkPolicy",
     "PersistentVolumeClaim",
