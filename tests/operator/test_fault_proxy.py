@@ -2,109 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import shutil
-import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from aiohttp import web
 
 from control_cluster import Cluster
-from fault_calls import Address, Call, each_call, read_call
+from fault_calls import Address, Call
 from fault_proxy import FaultProxy
 from fault_rules import Fault
+from fault_upstream import Upstream
 
 PODS = "/api/v1/namespaces/n/pods"
-APPLY = {"Content-Type": "application/apply-patch+yaml"}
-
-
-class Upstream:
-    """Stands in for the API server, with TLS: keeps what is written and streams the events that it is told."""
-
-    def __init__(self, certificate: Path, key: Path, *, port: int = 0) -> None:
-        self.port = port
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._tls.load_cert_chain(certificate, key)
-        self.committed: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self._streams: list[web.StreamResponse] = []
-        self._news = threading.Condition()
-
-    def __enter__(self) -> Self:
-        started: Future[None] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
-        self._thread.start()
-        started.result(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
-
-    def send(self, event: bytes) -> None:
-        """Send a piece of a stream to every watch, once there is one."""
-        with self._news:
-            assert self._news.wait_for(lambda: self._streams, 10)
-        for stream in self._streams:
-            asyncio.run_coroutine_threadsafe(stream.write(event), self._loop).result(10)
-
-    def wait_for_commits(self, count: int) -> list[str]:
-        with self._news:
-            assert self._news.wait_for(lambda: len(self.committed) >= count, 10)
-            return self.committed
-
-    async def _serve(self, started: Future[None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
-        self._transports: set[asyncio.BaseTransport] = set()
-        runner = web.ServerRunner(web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._tls)
-        await site.start()
-        self.port = runner.addresses[0][1]
-        started.set_result(None)
-        await self._over.wait()
-        await runner.cleanup()
-        # TLS's farewell would outlast the loop.
-        for transport in self._transports:
-            assert isinstance(transport, asyncio.Transport)
-            transport.abort()
-        await asyncio.sleep(0.01)
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert request.transport is not None
-        self._transports.add(request.transport)
-        self.headers.append(dict(request.headers))
-        if "watch" in request.query:
-            return await self._watch(request)
-        body = (await request.content.read()).decode()
-        if request.method != "GET":
-            with self._news:
-                self.committed.append(body)
-                self._news.notify_all()
-        return web.json_response({"echo": body, "path": request.raw_path}, headers={"Audit-Id": "7"})
-
-    async def _watch(self, request: web.BaseRequest) -> web.StreamResponse:
-        stream = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await stream.prepare(request)
-        with self._news:
-            self._streams.append(stream)
-            self._news.notify_all()
-        try:
-            await self._loop.create_future()
-        finally:
-            self._streams.remove(stream)
-        return stream
 
 
 @pytest.fixture(scope="session")
@@ -158,47 +75,6 @@ def watching(proxy: FaultProxy, path: str = PODS) -> Iterator[http.client.HTTPRe
 
 def is_write(call: Call) -> bool:
     return call.writes
-
-
-# method, target, content type -> verb, resource, subresource, namespace, name
-READINGS = {
-    "a list": ("GET", PODS, "", ("list", "pods", "", "n", "")),
-    "a list of all namespaces": ("GET", "/api/v1/pods?limit=5", "", ("list", "pods", "", "", "")),
-    "a get": ("GET", f"{PODS}/p", "", ("get", "pods", "", "n", "p")),
-    "a watch": ("GET", f"{PODS}?watch=1&resourceVersion=5", "", ("watch", "pods", "", "n", "")),
-    "a create": ("POST", PODS, "", ("create", "pods", "", "n", "")),
-    "an eviction": ("POST", f"{PODS}/p/eviction", "", ("create", "pods", "eviction", "n", "p")),
-    "an apply": ("PATCH", "/apis/apps/v1/namespaces/n/deployments/d", APPLY["Content-Type"],
-                 ("apply", "deployments", "", "n", "d")),
-    "a patch of a status": ("PATCH", f"{PODS}/p/status", "application/merge-patch+json",
-                            ("patch", "pods", "status", "n", "p")),
-    "an update": ("PUT", "/apis/coordination.k8s.io/v1/namespaces/n/leases/l", "", ("update", "leases", "", "n", "l")),
-    "a delete": ("DELETE", f"{PODS}/p", "", ("delete", "pods", "", "n", "p")),
-    "a delete of all": ("DELETE", PODS, "", ("deletecollection", "pods", "", "n", "")),
-    "a node": ("GET", "/api/v1/nodes/m", "", ("get", "nodes", "", "", "m")),
-    "all namespaces": ("GET", "/api/v1/namespaces", "", ("list", "namespaces", "", "", "")),
-    "a namespace": ("GET", "/api/v1/namespaces/n", "", ("get", "namespaces", "", "n", "n")),
-    "the end of a namespace": ("PUT", "/api/v1/namespaces/n/finalize", "",
-                               ("update", "namespaces", "finalize", "n", "n")),
-    "a discovery": ("GET", "/apis/apps/v1", "", ("get", "/apis/apps/v1", "", "", "")),
-    "the version": ("GET", "/version", "", ("get", "/version", "", "", "")),
-    "a name with an escape": ("GET", "/api/v1/nodes/a%2Fb", "", ("get", "nodes", "", "", "a/b")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("method", "target", "kind", "expected"), READINGS.values(), ids=READINGS)
-def test_a_request_is_read_in_the_words_of_kubernetes(
-    method: str, target: str, kind: str, expected: tuple[str, ...]
-) -> None:
-    call = read_call(0, "c", method, target, {"Content-Type": kind})
-    assert (call.verb, call.resource, call.subresource, call.namespace, call.name) == expected
-
-
-def test_addresses_count_each_sort_and_leave_watches_and_leases_out() -> None:
-    targets = [("GET", PODS), ("GET", f"{PODS}?watch=true"), ("POST", PODS), ("GET", PODS)]
-    lease = ("GET", "/apis/coordination.k8s.io/v1/namespaces/n/leases/l")
-    calls = [read_call(number, "c", *target, {}) for number, target in enumerate([*targets, lease])]
-    assert [str(address) for address in each_call(calls)] == ["list pods #0", "create pods #0", "list pods #1"]
 
 
 def test_what_no_rule_strikes_passes_untouched(proxy: FaultProxy, upstream: Upstream) -> None:
