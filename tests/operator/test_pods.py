@@ -391,3 +391,10 @@ def test_a_device_that_failed_is_no_matter_of_size() -> None:
     cause = examine(crashing_pod(message="CUDA error: an illegal memory access was encountered"), gpu=GPU, now=NOW)
     assert cause is not None
     assert cause.reason == "CrashLoop"
+
+
+@pytest.mark.parametrize("end", [{"exit_code": 1}, {"exit_code": 137, "reason": "OOMKilled"}])
+def test_an_engine_that_failed_by_itself_after_its_budget_was_not_too_slow(end: dict[str, Any]) -> None:
+    cause = examine(crashing_pod(lasted=620, **end), gpu=GPU, now=NOW)
+    assert cause is not None
+    assert cause.reason == "CrashLoop"

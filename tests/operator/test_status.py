@@ -425,3 +425,17 @@ def test_a_resource_without_anything_still_gets_a_status() -> None:
 
 def test_a_pod_without_a_phase_is_about_to_start() -> None:
     assert verdict(look(resource(), deployment=deployment(), pods=[pod(phase="")])) == ("False", "PodsStarting")
+
+
+def test_a_kubelet_in_back_off_does_not_take_back_what_it_said() -> None:
+    failed = look(resource(), deployment=deployment(), pods=[waiting_pod("ErrImagePull", "not found")])
+    silent = waiting_pod("ImagePullBackOff", f'Back-off pulling image "{IMAGE}"')
+    backed_off = look(resource(status=failed.status), deployment=deployment(), pods=[silent])
+    assert not differs(failed.status, backed_off.status)
+    assert "not found" in message_of(backed_off)
+
+
+def test_a_complete_deployment_stays_complete_until_its_controller_has_seen_more() -> None:
+    first = look(resource(), deployment=deployment(2), pods=ready_pods(2))
+    scaled = look(resource(status=first.status), deployment=deployment(3, generation=2, seen=1), pods=ready_pods(2))
+    assert verdict(scaled, "Progressing") == ("False", "Complete")
