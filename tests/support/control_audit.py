@@ -17,6 +17,7 @@ OWN_USERS = ("system:apiserver", "system:kube-controller-manager", "system:kube-
 """The control plane's own programs, which the log leaves out."""
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 _MARK = "audit-mark-"
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class AuditLog:
     def mark(self) -> int:
         """A place for ``since``: behind every request that was answered before this call."""
         self._settle()
-        return self._path.stat().st_size
+        return self._end()
 
     def since(self, mark: int = 0) -> list[AuditEntry]:
         """Requests answered since ``mark``, in the log's order; long-running ones stand where they ended."""
@@ -66,9 +67,21 @@ class AuditLog:
 
     def _settle(self) -> None:
         """Wait for a request of ours in the log: an answer is seen before its line is written."""
-        client, name, begin = self._client(), f"{_MARK}{next(self._numbers)}", self._path.stat().st_size
+        client, name, begin = self._client(), f"{_MARK}{next(self._numbers)}", self._end()
         client.find("v1", "Namespace", name)
         client.wait(lambda: any(entry.name == name for entry in self._read(begin)), f"{name} is in the audit log")
+
+    def _end(self) -> int:
+        """Behind the last whole line: the next one may be there in part."""
+        with self._path.open("rb") as lines:
+            place = lines.seek(0, 2)
+            while place > 0:
+                begin = max(0, place - _CHUNK)
+                lines.seek(begin)
+                if (found := lines.read(place - begin).rfind(b"\n")) >= 0:
+                    return begin + found + 1
+                place = begin
+        return 0
 
     def _read(self, begin: int) -> Iterator[AuditEntry]:
         with self._path.open("rb") as lines:
