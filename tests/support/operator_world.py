@@ -108,9 +108,20 @@ class World:
             self.wait(name, "Ready")
 
     def wait_rolled(self, name: str) -> JSON:
-        """The resource, once it is ready and no rollout is under way."""
-        self.wait(name, "Progressing", "False", reason="Complete")
-        return self.wait(name, "Ready")
+        """The resource, once its newest generation is ready and no rollout is under way."""
+
+        def rolled() -> JSON | None:
+            resource = self.get(name)
+            rows = [condition_of(resource, kind) for kind in ("Ready", "Progressing")]
+            told = [(row.get("status"), row.get("reason"), row.get("observedGeneration")) for row in rows]
+            generation = resource["metadata"]["generation"]
+            wanted = [("True", "Available", generation), ("False", "Complete", generation)]
+            return resource if told == wanted else None
+
+        try:
+            return self.client.wait(rolled, f"{name} is rolled out")
+        except TimeoutError as error:
+            raise TimeoutError(f"{name} isn't rolled out: {self.get(name).get('status')}") from error
 
     def find(self, kind: str, name: str) -> JSON | None:
         """A child by its kind, or None."""
