@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.errors import ApiError
-from pagedserve_operator.events import EventNote
 from pagedserve_operator.names import API_VERSION, KIND, MANAGER
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status import EventNote
 
 logger = logging.getLogger(__name__)
 

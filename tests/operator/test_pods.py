@@ -25,7 +25,7 @@ from engine_world import (
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.errors import MemoryPlanError
 from pagedserve_engine.memory import MemoryInputs, plan_memory
-from pagedserve_operator.pods import Survey, examine, survey
+from pagedserve_operator.status.pods import Survey, examine, survey
 
 
 def survey_of(*pods: dict[str, Any], wanted: int = 1, rolling: bool = False, after: float = 0) -> Survey:

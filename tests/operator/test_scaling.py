@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from engine_world import autoscaler, condition, resource
-from pagedserve_operator.conditions import Condition
 from pagedserve_operator.parsing import parse
-from pagedserve_operator.scaling import scaling_active
+from pagedserve_operator.status.conditions import Condition
+from pagedserve_operator.status.scaling import scaling_active
 
 ABLE = condition("AbleToScale", "True", reason="SucceededGetScale")
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from pagedserve_operator.errors import ConditionType
-from pagedserve_operator.observed import number, rows, text
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status.observed import number, rows, text
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 LONGEST_MESSAGE: Final = 1024

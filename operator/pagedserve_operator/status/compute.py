@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from pagedserve_operator.conditions import Condition, read_conditions, write_conditions
 from pagedserve_operator.errors import UserError
-from pagedserve_operator.events import EventNote, transitions
 from pagedserve_operator.names import selector_labels
-from pagedserve_operator.observed import number, table, text
-from pagedserve_operator.pods import survey
-from pagedserve_operator.scaling import scaling_active
 from pagedserve_operator.spec import InferenceService, Json
+from pagedserve_operator.status.conditions import Condition, read_conditions, write_conditions
+from pagedserve_operator.status.events import EventNote, transitions
+from pagedserve_operator.status.observed import number, table, text
+from pagedserve_operator.status.pods import survey
+from pagedserve_operator.status.scaling import scaling_active
+from pagedserve_operator.status.verdicts import Facts, degraded, progressing, ready, tuning_resolved
+from pagedserve_operator.status.workload import read_workload
 from pagedserve_operator.tuning import Tuning, status_of
-from pagedserve_operator.verdicts import Facts, degraded, progressing, ready, tuning_resolved
-from pagedserve_operator.workload import read_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

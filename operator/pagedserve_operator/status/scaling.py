@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pagedserve_operator.conditions import Condition, ConditionStatus
-from pagedserve_operator.observed import condition, number, table, text
 from pagedserve_operator.spec import Json, Spec
+from pagedserve_operator.status.conditions import Condition, ConditionStatus
+from pagedserve_operator.status.observed import condition, number, table, text
 
 _NAMED: Final = 3
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from pagedserve_operator.containers import SLACK, Cause, examine_container
 from pagedserve_operator.gpus.resolve import ResolvedGpu
 from pagedserve_operator.names import ENGINE_CONTAINER
-from pagedserve_operator.observed import condition, moment, rows, table, text
-from pagedserve_operator.scheduling import causes, missing_gpu
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status.containers import SLACK, Cause, examine_container
+from pagedserve_operator.status.observed import condition, moment, rows, table, text
+from pagedserve_operator.status.scheduling import causes, missing_gpu
 
 TROUBLES: Final = (
     "ModelDoesNotFit",

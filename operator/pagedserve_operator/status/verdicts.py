@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pagedserve_operator.conditions import Condition, ConditionStatus, keep_detail
 from pagedserve_operator.errors import TuningError, UserError
-from pagedserve_operator.pods import Survey
 from pagedserve_operator.spec import InferenceService
+from pagedserve_operator.status.conditions import Condition, ConditionStatus, keep_detail
+from pagedserve_operator.status.pods import Survey
+from pagedserve_operator.status.workload import Workload
 from pagedserve_operator.tuning import Tuning
-from pagedserve_operator.workload import Workload
 
 _WAITING: Final[Mapping[str, str]] = {
     "ModelLoading": "the others load the model",

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from pagedserve_operator.observed import condition, number, table, text
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status.observed import condition, number, table, text
 
 _REVISION: Final = "deployment.kubernetes.io/revision"
 _UNDER_WAY: Final = frozenset(

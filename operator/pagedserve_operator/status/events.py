@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pagedserve_operator.conditions import Condition, bounded, read_conditions
-from pagedserve_operator.observed import table
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status.conditions import Condition, bounded, read_conditions
+from pagedserve_operator.status.observed import table
 from pagedserve_operator.tuning import Tuning
 
 _ROLLOUT: Final = frozenset({"RollingOut", "RolloutBlocked", "StartupTimeout"})

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from pagedserve_operator.names import ENGINE_CONTAINER
-from pagedserve_operator.observed import moment, number, rows, table, text
 from pagedserve_operator.spec import Json
+from pagedserve_operator.status.observed import moment, number, rows, table, text
 
 IMAGE_REASONS: Final = frozenset(
     {
