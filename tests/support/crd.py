@@ -69,8 +69,13 @@ def with_defaults(node: JSON, value: Any) -> Any:
 
 def install(cluster: Cluster) -> None:
     """Apply the CRD and wait until its resources are served."""
+    cluster.client().apply(crd())
+    wait_until_served(cluster)
+
+
+def wait_until_served(cluster: Cluster) -> None:
+    """Until resources of a CRD that has been applied can be created."""
     client, manifest = cluster.client(), crd()
-    client.apply(manifest)
 
     def established() -> bool:
         found = client.get(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"])
