@@ -31,6 +31,8 @@ from pagedserve_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
+FINISHING_SECONDS: Final = 5.0
+"""For looks that are under way when the operator is told to stop."""
 LOOK_SECONDS: Final = 60.0
 """Longest look at one resource: a call that hangs holds one worker no longer."""
 
@@ -62,6 +64,8 @@ class Operator:
         self._ready = asyncio.Event()
         self._nodes: dict[str, str] = {}
         self._listing: set[asyncio.Task[None]] = set()
+        self._looking = 0
+        self._looked = asyncio.Event()
 
     def stop(self) -> None:
         """End ``run`` in good order: no look begins, the lease is given up."""
@@ -114,6 +118,16 @@ class Operator:
     def _fence(self) -> None:
         self.leader.fence()
 
+    async def _finish_looks(self) -> None:
+        # The lease is given up at once, so a write that is on its way should have arrived.
+        try:
+            async with asyncio.timeout(FINISHING_SECONDS):
+                while self._looking:
+                    self._looked.clear()
+                    await self._looked.wait()
+        except TimeoutError:
+            logger.warning("%d looks are left unfinished", self._looking)
+
     @asynccontextmanager
     async def _closing(self) -> AsyncIterator[None]:
         try:
@@ -123,6 +137,7 @@ class Operator:
 
     async def _end(self, tasks: list[asyncio.Task[Any]], *, watches: asyncio.Task[None]) -> None:
         self._stop.set()
+        await self._finish_looks()
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -169,10 +184,15 @@ class Operator:
         while True:
             await self.leader.wait()
             key = await self.queue.take()
+            if self._stop.is_set():
+                return
+            self._looking += 1
             try:
                 await self._look(key)
             finally:
                 self.queue.done(key)
+                self._looking -= 1
+                self._looked.set()
 
     async def _look(self, key: Key) -> None:
         with self.metrics.reconcile_seconds.time():
