@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from pagedserve_operator.blocks import SHORTEST_SEQUENCE, UNBOUNDED
-from pagedserve_operator.cures import too_large, too_long
-from pagedserve_operator.demand import (
+from pagedserve_operator.errors import ModelDoesNotFit, TuningError
+from pagedserve_operator.gpus.resolve import ResolvedGpu
+from pagedserve_operator.shapes.model import FROM_NAME, ModelShape
+from pagedserve_operator.sizing.blocks import SHORTEST_SEQUENCE, UNBOUNDED
+from pagedserve_operator.sizing.cures import too_large, too_long
+from pagedserve_operator.sizing.demand import (
     DEFAULT_NUM_SEQS,
     DTYPE_BYTES,
     LARGEST_BATCH,
@@ -16,9 +19,6 @@ from pagedserve_operator.demand import (
     SMALLEST_BATCH,
     Demand,
 )
-from pagedserve_operator.errors import ModelDoesNotFit, TuningError
-from pagedserve_operator.gpus.resolve import ResolvedGpu
-from pagedserve_operator.shapes.model import FROM_NAME, ModelShape
 from pagedserve_operator.spec import Model, TuningOverrides
 
 FLOPS_REACHED: Final = 0.45

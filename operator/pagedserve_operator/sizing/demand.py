@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pagedserve_operator.blocks import SHORTEST_SEQUENCE, UNBOUNDED, Blocks
 from pagedserve_operator.gpus.resolve import ResolvedGpu
 from pagedserve_operator.shapes.model import ModelShape
+from pagedserve_operator.sizing.blocks import SHORTEST_SEQUENCE, UNBOUNDED, Blocks
 from pagedserve_operator.spec import TuningOverrides
 
 MIB: Final = 1 << 20

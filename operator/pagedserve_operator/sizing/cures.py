@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from pagedserve_operator.blocks import SHORTEST_SEQUENCE
-from pagedserve_operator.demand import DTYPE_BYTES, GIB, MIB, Demand
 from pagedserve_operator.gpus.catalogue import CATALOGUE
+from pagedserve_operator.sizing.blocks import SHORTEST_SEQUENCE
+from pagedserve_operator.sizing.demand import DTYPE_BYTES, GIB, MIB, Demand
 
 _COUNTS: Final = (2, 4, 8)
 """GPUs of one node."""
