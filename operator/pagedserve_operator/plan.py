@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pagedserve_operator.drift import differences, owned_fields
 from pagedserve_operator.errors import NameTaken
-from pagedserve_operator.fields import quantity
 from pagedserve_operator.names import API_VERSION, KIND, MANAGER, REPLICAS_MANAGER
+from pagedserve_operator.obstacles import fitted, has_stuck_port
 from pagedserve_operator.spec import InferenceService, Json
 
 ChildKey = tuple[str, str]
@@ -98,20 +98,24 @@ def plan(service: InferenceService, desired: Sequence[Json], observed: Mapping[C
     applies: list[Apply] = []
     waiting: list[str] = []
     notes: list[str] = []
+    deletes: list[Delete] = []
     for key, child in sorted(wanted.items(), key=lambda item: _ORDER.index(item[0][0])):
         existing = observed.get(key)
         if existing is not None and _is_leaving(service, existing):
             waiting.append(" ".join(key))
             continue
         _require_ours(service, key, existing)
-        manifest, kept = _keep_immutable(child, existing)
+        if existing is not None and key[0] == "Service" and has_stuck_port(child, existing):
+            deletes.append(_delete(key, existing, "another's port stands in the way of its own: to be made anew"))
+            continue
+        manifest, kept = fitted(child, existing)
         notes += kept
         applies += _apply(manifest, existing)
         if key[0] == "Deployment":
             applies += _replicas(service, existing, planned=bool(applies) and applies[-1].key == key)
     rolls = any(apply.key[0] == "Deployment" for apply in applies)
-    deletes = tuple(_prune(service, wanted, observed, keep=_MOUNTED if rolls else frozenset()))
-    return Plan(deletes=deletes, applies=tuple(applies), waiting=tuple(waiting), notes=tuple(notes))
+    deletes += _prune(service, wanted, observed, keep=_MOUNTED if rolls else frozenset())
+    return Plan(deletes=tuple(deletes), applies=tuple(applies), waiting=tuple(waiting), notes=tuple(notes))
 
 
 def _apply(manifest: Json, existing: Json | None) -> Iterator[Apply]:
@@ -126,14 +130,8 @@ def _apply(manifest: Json, existing: Json | None) -> Iterator[Apply]:
 
 
 def _replicas(service: InferenceService, existing: Json | None, *, planned: bool) -> Iterator[Apply]:
-    spec = service.spec
-    if existing is None:
-        count = spec.autoscaling.min_replicas if spec.autoscaling else spec.replicas if spec.replicas is not None else 1
-    elif spec.autoscaling is None and spec.replicas is not None:
-        count = spec.replicas
-        if existing.get("spec", {}).get("replicas") == count:
-            return
-    else:
+    count = _stated_replicas(service, existing)
+    if count is None or (existing is not None and existing.get("spec", {}).get("replicas") == count):
         return
     manifest = {
         "apiVersion": "apps/v1",
@@ -142,13 +140,24 @@ def _replicas(service: InferenceService, existing: Json | None, *, planned: bool
         "spec": {"replicas": count},
     }
     version = None if existing is None else existing["metadata"].get("resourceVersion")
-    yield Apply(
-        manifest=manifest,
-        manager=REPLICAS_MANAGER,
-        resource_version=version,
-        why=f"replicas: {count}",
-        follows=planned,
-    )
+    why = f"replicas: {count}"
+    yield Apply(manifest=manifest, manager=REPLICAS_MANAGER, resource_version=version, why=why, follows=planned)
+
+
+def _stated_replicas(service: InferenceService, existing: Json | None) -> int | None:
+    """The number to write; None where it is another's to say.
+
+    Replicas that nobody owns are the API server's default: the Deployment was made and its number was not set yet.
+    """
+    spec = service.spec
+    if existing is None or not _has_owner_of_replicas(existing):
+        return spec.autoscaling.min_replicas if spec.autoscaling else 1 if spec.replicas is None else spec.replicas
+    return None if spec.autoscaling else spec.replicas
+
+
+def _has_owner_of_replicas(deployment: Json) -> bool:
+    entries = deployment["metadata"].get("managedFields") or ()
+    return any("f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {}) for entry in entries)
 
 
 def _prune(
@@ -160,18 +169,17 @@ def _prune(
 ) -> Iterator[Delete]:
     """Children that the spec no longer asks for. What pods mount waits until the Deployment no longer names it."""
     for key, existing in observed.items():
-        kind, name = key
-        if key in wanted or existing is None or kind in keep or not is_ours(service, existing):
+        if key in wanted or existing is None or key[0] in keep or not is_ours(service, existing):
             continue
-        metadata = existing["metadata"]
-        if "deletionTimestamp" not in metadata:
-            yield Delete(
-                kind=kind,
-                name=name,
-                uid=metadata["uid"],
-                resource_version=metadata.get("resourceVersion"),
-                why="no longer asked for",
-            )
+        if "deletionTimestamp" not in existing["metadata"]:
+            yield _delete(key, existing, "no longer asked for")
+
+
+def _delete(key: ChildKey, existing: Json, why: str) -> Delete:
+    kind, name = key
+    metadata = existing["metadata"]
+    version = metadata.get("resourceVersion")
+    return Delete(kind=kind, name=name, uid=metadata["uid"], resource_version=version, why=why)
 
 
 def is_ours(service: InferenceService, existing: Json) -> bool:
@@ -208,32 +216,3 @@ def _require_ours(service: InferenceService, key: ChildKey, existing: Json | Non
 def _controller(existing: Json) -> Mapping[str, Any] | None:
     references = existing["metadata"].get("ownerReferences") or ()
     return next((reference for reference in references if reference.get("controller")), None)
-
-
-def _keep_immutable(manifest: Json, existing: Json | None) -> tuple[Json, list[str]]:
-    """A claim can only grow: whatever else an existing one can't become stays, and is said."""
-    if manifest["kind"] != "PersistentVolumeClaim" or existing is None:
-        return manifest, []
-    wanted, found = manifest["spec"], existing["spec"]
-    notes = []
-    spec = {**wanted, "accessModes": found.get("accessModes", wanted["accessModes"])}
-    if spec["accessModes"] != wanted["accessModes"]:
-        notes.append(_cannot(existing, "accessMode", found["accessModes"][0], wanted["accessModes"][0]))
-    if found.get("storageClassName") is not None:
-        spec["storageClassName"] = found["storageClassName"]
-        asked = wanted.get("storageClassName", found["storageClassName"])
-        if asked != found["storageClassName"]:
-            notes.append(_cannot(existing, "storageClassName", found["storageClassName"], asked))
-    size, present = wanted["resources"]["requests"]["storage"], found["resources"]["requests"]["storage"]
-    if quantity(size) < quantity(present):
-        spec["resources"] = {"requests": {"storage": present}}
-        notes.append(_cannot(existing, "size", present, size))
-    return {**manifest, "spec": spec}, notes
-
-
-def _cannot(existing: Json, field: str, present: str, wanted: str) -> str:
-    name = existing["metadata"]["name"]
-    return (
-        f"spec.cache.newClaim.{field}: PersistentVolumeClaim {name} has {present} and can't become {wanted}: delete "
-        "the claim to have it made anew, which downloads the weights again"
-    )

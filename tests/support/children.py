@@ -138,6 +138,8 @@ class FakeServer:
                 "kind": manifest["kind"],
                 "metadata": {**manifest["metadata"], "uid": f"uid-{self._version}", "managedFields": []},
             }
+            if manifest["kind"] == "Deployment":
+                found["spec"] = {"replicas": 1}
             self.objects[apply.key] = found
         before = next((row for row in found["metadata"]["managedFields"] if row["manager"] == apply.manager), None)
         tree = field_tree(fields, manifest["kind"])
