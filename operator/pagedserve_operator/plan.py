@@ -147,10 +147,11 @@ def _replicas(service: InferenceService, existing: Json | None, *, planned: bool
 def _stated_replicas(service: InferenceService, existing: Json | None) -> int | None:
     """The number to write; None where it is another's to say.
 
-    Replicas that nobody owns are the API server's default: the Deployment was made and its number was not set yet.
+    One replica that nobody owns is the API server's default: the Deployment was made and its number was not set yet.
+    Another number that nobody owns was set by an autoscaler or by kubectl: scaling leaves no owner where was none.
     """
     spec = service.spec
-    if existing is None or not _has_owner_of_replicas(existing):
+    if existing is None or (existing.get("spec", {}).get("replicas") == 1 and not _has_owner_of_replicas(existing)):
         return spec.autoscaling.min_replicas if spec.autoscaling else 1 if spec.replicas is None else spec.replicas
     return None if spec.autoscaling else spec.replicas
 
