@@ -4,7 +4,7 @@
 RUN := .ci/uv run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-operator control-plane test-gpu bench bench-operator lint style imports types budgets format docs
+.PHONY: help serve test test-engine test-operator control-plane test-gpu bench bench-operator lint style imports types budgets format manifests docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,6 +51,9 @@ budgets:
 
 format: ## let ruff repair what it can
 	$(RUN) --group lint ruff check --fix && $(RUN) --group lint ruff format
+
+manifests: ## write manifests/install.yaml again
+	$(RUN) --group test python tests/house/bundle.py
 
 docs: ## write the generated documents again
 	$(RUN) --group test python tests/house/reference.py
