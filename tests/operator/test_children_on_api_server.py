@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from children import cpu_tuning, gpu_tuning, resource
+from control_client import ApiError
 from control_cluster import Cluster
 from live_children import LiveServer, Pointer, edit, edits, leaves, read
 from pagedserve_operator.desired import Facts, child_keys, desired
 from pagedserve_operator.kinds import CHILDREN, KINDS, OPTIONAL
 from pagedserve_operator.parsing import parse
-from pagedserve_operator.plan import ChildKey, Plan, plan
+from pagedserve_operator.plan import Apply, ChildKey, Plan, plan
 from pagedserve_operator.spec import InferenceService, Json
 from pagedserve_operator.tuning import Tuning
 
@@ -235,11 +236,18 @@ def test_an_apply_that_was_planned_on_absence_overwrites_nothing(server: LiveSer
     made = [apply for apply in first.applies if not apply.follows]
     assert {apply.key for apply in made} == set(KEYS)
     for apply in made:
-        with pytest.raises(ApiError) as refused:
-            server.execute(Plan(applies=(apply,)))
-        assert refused.value.code == 422
-        assert "deletionGracePeriodSeconds" in str(refused.value)
-    assert planned(server, owner).empty
+        server.client.patch(server.get(apply.key), {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}})
+    answers = {apply.key[0]: answer_to(server, apply) for apply in made}
+    assert answers == dict.fromkeys(CHILDREN, 409)
+    settle(server, owner)
+
+
+def answer_to(server: LiveServer, apply: Apply) -> int:
+    try:
+        server.execute(Plan(applies=(apply,)))
+    except ApiError as error:
+        return error.code
+    return 200
 
 
 @pytest.mark.parametrize(

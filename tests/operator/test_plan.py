@@ -301,3 +301,36 @@ def test_nothing_is_planned_for_kinds_that_the_cluster_lacks():
     found = plan(owner, children, dict.fromkeys(child_keys("chat", frozenset())))
     assert OPTIONAL.isdisjoint({apply.key[0] for apply in found.applies})
     assert all(apply.manager in (MANAGER, REPLICAS_MANAGER) for apply in found.applies)
+
+
+@pytest.mark.parametrize(("spec", "count"), [({"replicas": 3}, 3), ({"autoscaling": {"minReplicas": 4}}, 4)])
+def test_an_operator_that_died_before_it_set_the_count_sets_it_later(spec: Json, count: int):
+    server = FakeServer()
+    first = planned(server, spec)
+    server.execute(Plan(applies=tuple(apply for apply in first.applies if apply.manager == MANAGER)))
+    assert server.objects[DEPLOYMENT]["spec"]["replicas"] == 1
+    assert replicas_applied(settle(server, spec)) == [count]
+
+
+def test_a_service_whose_port_was_edited_by_hand_is_made_anew():
+    # The edited port is another's, and two ports can't share a name.
+    server = settled()
+    found = server.objects["Service", "chat"]
+    found["spec"]["ports"][0]["port"] = 8000
+    ours = found["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]["f:ports"]
+    theirs = {"k:" + '{"port":8000,"protocol":"TCP"}': ours.popitem()[1]}
+    entry = {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:ports": theirs}}}
+    found["metadata"]["managedFields"].append(entry)
+    assert [delete.kind for delete in planned(server).deletes] == ["Service"]
+    settle(server)
+    assert [row["port"] for row in server.objects["Service", "chat"]["spec"]["ports"]] == [80]
+
+
+def test_another_port_beside_ours_survives():
+    server = settled()
+    found = server.objects["Service", "chat"]
+    found["spec"]["ports"].append({"name": "theirs", "port": 9000, "protocol": "TCP"})
+    theirs = {"k:" + '{"port":9000,"protocol":"TCP"}': {".": {}, "f:name": {}}}
+    entry = {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:ports": theirs}}}
+    found["metadata"]["managedFields"].append(entry)
+    assert planned(server).empty

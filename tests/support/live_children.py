@@ -12,7 +12,8 @@ from pagedserve_operator.plan import ChildKey, Plan
 from pagedserve_operator.spec import Json
 
 Pointer = tuple[str | int, ...]
-MUST_NOT_EXIST = {"deletionGracePeriodSeconds": 0}
+MUST_NOT_EXIST = {"resourceVersion": "1"}
+"""Server-side apply ignores a version where there is no object, and no object has this one."""
 _ROW_KEYS = ("name", "mountPath", "containerPort", "port", "uid", "topologyKey")
 
 
