@@ -91,10 +91,8 @@ class Cluster:
 
         Raises Conflict where that object has changed or is gone.
         """
-        # Server-side apply knows no "must not exist yet". An apply that was planned on absence and is late by more
-        # than the lease, on its way between the fence and the server, meets the next leader's object: it can only
-        # repeat what this process would have written, and the next look puts it right.
-        metadata = {} if planned_on is None else planned_on["metadata"]
+        # A version that no object has: ignored where there is no object, a conflict where one was made meanwhile.
+        metadata = {"resourceVersion": "1"} if planned_on is None else planned_on["metadata"]
         version = {field: metadata[field] for field in ("resourceVersion", "uid") if field in metadata}
         self._fence()
         return await self._call(

@@ -59,6 +59,12 @@ class ChildRejected(UserError):
     retry_seconds = 60.0
 
 
+class ChildImmutable(UserError):
+    """A child can't become what the spec asks for by now."""
+
+    reason = "ChildImmutable"
+
+
 class TuningError(UserError):
     """The engine can't be sized; nothing new is made, what runs is left alone."""
 

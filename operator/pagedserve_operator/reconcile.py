@@ -15,7 +15,7 @@ from typing import Final
 from pagedserve_operator import status
 from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.desired import Facts, desired
-from pagedserve_operator.errors import GPUTypeRequired, GPUUnknown, UserError
+from pagedserve_operator.errors import ChildImmutable, GPUTypeRequired, GPUUnknown, UserError
 from pagedserve_operator.execute import execute
 from pagedserve_operator.metrics import Resources
 from pagedserve_operator.names import KIND, Key
@@ -116,6 +116,8 @@ class Reconciler:
             return Verdict(service=service, tuning=tuning, problem=problem)
 
     async def _execute(self, key: Key, verdict: Verdict, world: World) -> tuple[Verdict, World]:
+        if verdict.plan.notes:
+            verdict = replace(verdict, problem=ChildImmutable("; ".join(verdict.plan.notes)))
         if verdict.plan.empty:
             return verdict, world
         logger.info("%s: %s", key, verdict.plan.summary, extra={"fields": {"resource": str(key)}})
