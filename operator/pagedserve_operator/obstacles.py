@@ -21,20 +21,24 @@ def fitted(manifest: Json, existing: Json | None) -> tuple[Json, list[str]]:
 def has_stuck_port(manifest: Json, existing: Json) -> bool:
     """Whether an apply would be refused for a port that somebody else owns.
 
-    A port's number is its key: once edited by hand it is another port, which no apply of ours removes, and two ports
-    may neither share a name nor lack one.
+    Number and protocol are a port's key: once edited by hand it is another port, which no apply of ours removes, and
+    two ports may neither share a name nor lack one.
     """
     wanted = manifest["spec"]["ports"]
-    numbers, names = {row["port"] for row in wanted}, {row["name"] for row in wanted} | {None, ""}
+    keys, names = {_key_of_port(row) for row in wanted}, {row["name"] for row in wanted} | {None, ""}
     foreign = {
-        json.loads(key[2:]).get("port")
+        _key_of_port(json.loads(key[2:]))
         for entry in existing["metadata"].get("managedFields") or ()
         if (entry.get("manager"), entry.get("operation")) != (MANAGER, "Apply")
         for key in entry.get("fieldsV1", {}).get("f:spec", {}).get("f:ports", {})
         if key.startswith("k:")
     }
     ports = existing["spec"].get("ports") or ()
-    return any(row["port"] in foreign - numbers and row.get("name") in names for row in ports)
+    return any(_key_of_port(row) in foreign - keys and row.get("name") in names for row in ports)
+
+
+def _key_of_port(row: Json) -> tuple[int, str]:
+    return row["port"], row.get("protocol", "TCP")
 
 
 def _deployment(manifest: Json, existing: Json) -> Json:
