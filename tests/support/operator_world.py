@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,16 @@ class World:
 
     def wait_gone(self, kind: str, name: str) -> None:
         self.client.wait_gone(KINDS[kind].api_version, kind, name, namespace=self.namespace)
+
+    def history(self, begin: JSON) -> list[JSON]:
+        """Every state of the object since this one, in order: the server remembers, so that no look misses any."""
+        path = self.client.path(begin["apiVersion"], begin["kind"], namespace=self.namespace)
+        version, name = begin["metadata"]["resourceVersion"], begin["metadata"]["name"]
+        query = f"watch=true&timeoutSeconds=1&resourceVersion={version}&fieldSelector=metadata.name={name}"
+        told = self.client.request("GET", f"{path}?{query}")
+        # One line is JSON, several are not.
+        lines = [told] if isinstance(told, dict) else [json.loads(line) for line in told.splitlines()]
+        return [line["object"] for line in lines if line["type"] != "ERROR"]
 
     def pods(self, name: str) -> list[JSON]:
         """The pods of a resource, those being deleted included."""
