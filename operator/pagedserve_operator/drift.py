@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from pagedserve_operator.fields import quantity
@@ -83,7 +84,8 @@ def _list(wanted: Sequence[Any], found: list[Any], owned: Owned | None, path: st
     for index, item in enumerate(wanted):
         name = f"{path}[{_name_of(item, index)}]"
         tree = next((tree for key, tree in owned.items() if _is_item(key, item)), None)
-        matches = [other for other in found if _may_match(item, other, owned)]
+        keys = _keys_of(item, owned)
+        matches = [other for other in found if _may_match(item, other, keys)]
         if tree is None or not matches:
             yield name
         elif isinstance(item, Mapping):
@@ -105,19 +107,29 @@ def _atomic_list(wanted: Sequence[Any], found: list[Any], owned: Owned | None, p
 def _is_item(key: str, item: Any) -> bool:
     """Whether the tree's ``key`` stands for ``item``; fields that the manifest leaves to defaults are left out."""
     if key.startswith("v:"):
-        return bool(json.loads(key[2:]) == item)
+        return bool(_parsed(key) == item)
     if not key.startswith("k:") or not isinstance(item, Mapping):
         return False
-    return all(item[name] == value for name, value in json.loads(key[2:]).items() if name in item)
+    return all(item[name] == value for name, value in _parsed(key).items() if name in item)
 
 
-def _may_match(item: Any, other: Any, owned: Owned) -> bool:
-    """Whether ``other`` is the observed item with the same key as ``item``."""
+def _keys_of(item: Any, owned: Owned) -> Mapping[str, Any] | None:
+    """The key fields and their values by which ``owned`` knows the item."""
+    return next((_parsed(key) for key in owned if key.startswith("k:") and _is_item(key, item)), None)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(key: str) -> Any:
+    # A thousand Deployments have the same few keys, and each look compares each key with each item.
+    return json.loads(key[2:])
+
+
+def _may_match(item: Any, other: Any, keys: Mapping[str, Any] | None) -> bool:
+    """Whether ``other`` is the observed item with the same ``keys`` as ``item``."""
     if not isinstance(item, Mapping):
         return bool(item == other)
     if not isinstance(other, Mapping):
         return False
-    keys = next((json.loads(key[2:]) for key in owned if key.startswith("k:") and _is_item(key, item)), None)
     return keys is not None and all(other.get(name) == value for name, value in keys.items())
 
 

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
-from pagedserve_operator.sizing.demand import DTYPE_BYTES, MIB
 from pagedserve_operator.fields import quantity
 from pagedserve_operator.gpus.resolve import CPU, ResolvedGpu
 from pagedserve_operator.shapes.model import ModelShape
 from pagedserve_operator.sizing import Sizing, size, uses_graphs
+from pagedserve_operator.sizing.demand import DTYPE_BYTES, MIB
 from pagedserve_operator.spec import Image, InferenceService, Json, Spec
 
 CONTRACT_VERSION: Final = 1
