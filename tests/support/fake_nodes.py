@@ -13,9 +13,9 @@ from control_client import JSON
 from control_cluster import Cluster
 from control_processes import Program
 
-READY_AFTER = "pagedserve.dev/ready-after"
+READY_AFTER = "fake-nodes.test/ready-after"
 """Annotation of a pod, a Go duration: it runs but is not ready for so long, as an engine that loads its model."""
-GONE_AFTER = "pagedserve.dev/gone-after"
+GONE_AFTER = "fake-nodes.test/gone-after"
 """Annotation of a pod, a Go duration: its deletion takes so long, as an engine that drains; otherwise it is instant."""
 _FAKE = {"kwok.x-k8s.io/node": "fake"}
 _READY = '.status.conditions.[] | select( .type == "Ready" ) | .status'
