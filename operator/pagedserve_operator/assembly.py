@@ -20,19 +20,22 @@ from pagedserve_operator.errors import ApiError, Conflict, NotLeading
 from pagedserve_operator.hub import Hub
 from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, signature_of_node
 from pagedserve_operator.leader import Leader
+from pagedserve_operator.memoryless import NoDiffBase, NoProgress
 from pagedserve_operator.metrics import Metrics
 from pagedserve_operator.names import KIND, Key
 from pagedserve_operator.reconcile import Look, Reconciler
 from pagedserve_operator.referenced import hub_token
 from pagedserve_operator.spec import InferenceService, Json
 from pagedserve_operator.tuner import Tuner
-from pagedserve_operator.watches import WatchAges, counting, kopf_session
+from pagedserve_operator.watches import WatchAges, counting, kopf_session, noticing_gaps, stamping
 from pagedserve_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 FINISHING_SECONDS: Final = 5.0
 """For looks that are under way when the operator is told to stop."""
+LISTING_REQUESTS: Final = 3
+"""A list of everything may take as long as so many other requests."""
 LOOK_SECONDS: Final = 60.0
 """Longest look at one resource: a call that hangs holds one worker no longer."""
 
@@ -60,6 +63,8 @@ class Operator:
         self.port = 0
         """Where /metrics and the probes are, once running."""
         self._configuration = configuration
+        # For every session that kopf opens: what was listed before stays known.
+        self._watching = (counting(self.metrics), stamping(self.ages), noticing_gaps(self._watch_begun_anew))
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
         self._nodes: dict[str, str] = {}
@@ -98,8 +103,10 @@ class Operator:
 
     async def wake_all(self) -> None:
         """Look at every resource."""
-        for resource in await self.cluster.list(KIND, self.config.watch_namespace or None):
-            self.queue.add(key_of_resource(resource))
+        found = await self.cluster.list(KIND, self.config.watch_namespace or None)
+        # One that is known and not found has gone unseen.
+        for key in dict.fromkeys([*map(key_of_resource, found), *self.resources.keys()]):
+            self.queue.add(key)
 
     def node_changed(self, node: Mapping[str, Any], deleted: bool) -> None:
         """A node came, went, or has other GPUs now: what waits for nodes is looked at."""
@@ -151,10 +158,15 @@ class Operator:
     async def _watch(self) -> None:
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         settings.posting.enabled = False
+        settings.persistence.diffbase_storage = NoDiffBase()
+        settings.persistence.progress_storage = NoProgress()
         settings.scanning.disabled = bool(self.config.watch_namespace)
         settings.process.ultimate_exiting_timeout = None
+        settings.watching.inactivity_timeout = self.config.watch_silence_seconds
+        settings.networking.request_timeout = LISTING_REQUESTS * self.config.request_seconds
         kopf.on.login(registry=registry)(self._login)
         nodes = self.node_changed if self.config.read_nodes else None
+        self.ages.expect(handlers.watched(nodes=self.config.read_nodes))
         handlers.register(
             registry, settings, wake=self.wake, autoscaler_changed=self.autoscaler_changed, node_changed=nodes
         )
@@ -178,7 +190,7 @@ class Operator:
         return fetched.config
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
-        return kopf_session(self._configuration, self.ages, self.metrics)
+        return kopf_session(self._configuration, self._watching)
 
     async def _work(self) -> None:
         while True:
@@ -234,7 +246,13 @@ class Operator:
         spread = resync * random.uniform(0.9, 1.1)
         return spread if look.again_seconds is None else min(spread, look.again_seconds)
 
+    def _watch_begun_anew(self, kind: str) -> None:
+        logger.info("the watch of %s begins anew: looking at everything, as what went meanwhile is never told", kind)
+        self._wake_all_soon()
+
     def _wake_all_soon(self) -> None:
+        if not all(task.done() for task in self._listing):
+            return
         task = asyncio.create_task(self._wake_all_stubbornly())
         self._listing.add(task)
         task.add_done_callback(self._listing.discard)
@@ -252,8 +270,7 @@ class Operator:
         return [f"no sign of life from the watch of {kind}" for kind in stale]
 
     def _unready(self) -> list[str]:
-        watched = KIND in self.ages.ages()
-        return [] if self._ready.is_set() and watched else ["not watching yet"]
+        return [] if self._ready.is_set() and self.ages.seen(KIND) else ["not watching yet"]
 
 
 async def run(config: OperatorConfig, *, on_start: Callable[[Operator], None] = lambda _: None) -> None:

@@ -58,6 +58,8 @@ class OperatorConfig:
     """Address of /metrics and the probes."""
     metrics_port: int = 8081
     """Port of /metrics and the probes; 0 takes a free one."""
+    watch_silence_seconds: float = 70.0
+    """A watch without event or bookmark for so long is opened again; above the minute between two bookmarks."""
     watch_stale_seconds: float = 180.0
     """A watch without event, bookmark or reconnection for so long is dead; liveness then fails."""
     log_format: str = "text"
@@ -84,6 +86,7 @@ class OperatorConfig:
             "resync_seconds",
             "secret_resync_seconds",
             "hub_timeout_seconds",
+            "watch_silence_seconds",
             "watch_stale_seconds",
             "lease_seconds",
         ):

@@ -11,7 +11,7 @@ from typing import Any, Final
 import kopf
 
 from pagedserve_operator.keys import key_of_resource, keys_of_child
-from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS, OPTIONAL
 from pagedserve_operator.names import KIND, LABEL_MANAGED_BY, MANAGER, Key
 
 Wake = Callable[[Iterable[Key]], None]
@@ -20,6 +20,12 @@ Look = Callable[[Body, bool], None]
 """Gets the object and whether it was deleted."""
 
 _OURS: Final = f"{LABEL_MANAGED_BY}={MANAGER}"
+
+
+def watched(*, nodes: bool) -> tuple[str, ...]:
+    """Kinds that are watched wherever the operator runs."""
+    always = (KIND, *(kind for kind in CHILDREN if kind not in OPTIONAL), "Pod")
+    return (*always, "Node") if nodes else always
 
 
 def register(

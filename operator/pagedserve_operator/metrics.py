@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pagedserve_operator.names import Key
+
 RECONCILE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Conditions = Iterable[Mapping[str, str]]
@@ -61,17 +63,21 @@ class Resources:
     """Conditions of every resource, as last reported."""
 
     def __init__(self) -> None:
-        self._conditions: dict[object, tuple[tuple[str, str], ...]] = {}
+        self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
 
     def __len__(self) -> int:
         """Resources that are known."""
         return len(self._conditions)
 
-    def report(self, key: object, conditions: Conditions) -> None:
+    def keys(self) -> tuple[Key, ...]:
+        """Those resources."""
+        return tuple(self._conditions)
+
+    def report(self, key: Key, conditions: Conditions) -> None:
         """The resource's conditions are these now."""
         self._conditions[key] = tuple((condition["type"], condition["status"]) for condition in conditions)
 
-    def forget(self, key: object) -> None:
+    def forget(self, key: Key) -> None:
         """The resource is no more."""
         self._conditions.pop(key, None)
 

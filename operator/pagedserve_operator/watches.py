@@ -7,7 +7,7 @@ a minute, and kopf opens a watch again after 70 silent seconds: a quiet but heal
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -29,10 +29,21 @@ class WatchAges:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._stamps: dict[str, float] = {}
+        self._seen: set[str] = set()
+
+    def expect(self, kinds: Iterable[str]) -> None:
+        """These will be watched: one whose first watch never opens is as dead as one that has died."""
+        for kind in kinds:
+            self._stamps.setdefault(kind, self._clock())
 
     def stamp(self, kind: str) -> None:
         """The kind's watch is alive now."""
         self._stamps[kind] = self._clock()
+        self._seen.add(kind)
+
+    def seen(self, kind: str) -> bool:
+        """Whether the kind's watch has ever been alive."""
+        return kind in self._seen
 
     def ages(self) -> Mapping[str, float]:
         """Seconds since the last sign of life, by kind."""
@@ -74,6 +85,22 @@ def stamping(ages: WatchAges) -> Any:
     return middleware
 
 
+def noticing_gaps(begun_anew: Callable[[str], None]) -> Any:
+    """A client middleware that tells when a kind is listed once more: what went meanwhile was never told."""
+    listed: set[str] = set()
+
+    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
+        kind = _BY_PLURAL.get(request.url.path.rsplit("/", 1)[-1])
+        response: aiohttp.ClientResponse = await handler(request)
+        if kind is not None and response.status == 200 and not {"watch", "continue"} & set(request.url.query):
+            if kind in listed:
+                begun_anew(kind)
+            listed.add(kind)
+        return response
+
+    return middleware
+
+
 def counting(metrics: Metrics) -> Any:
     """A client middleware that counts answers by verb and code."""
 
@@ -93,7 +120,7 @@ def _verb(request: aiohttp.ClientRequest) -> str:
     if request.method == "GET":
         return "watch" if "watch" in request.url.query else "get"
     if request.method == "PATCH":
-        applies = request.headers.get("Content-Type") == "application/apply-patch+yaml"
+        applies = request.headers.get("Content-Type", "").startswith("application/apply-patch")
         return "apply" if applies else "patch"
     return _VERBS.get(request.method, request.method.lower())
 
@@ -110,12 +137,12 @@ def authorising(configuration: Configuration) -> Any:
     return middleware
 
 
-def kopf_session(configuration: Configuration, ages: WatchAges, metrics: Metrics) -> kopf.AiohttpSession:
+def kopf_session(configuration: Configuration, middlewares: tuple[Any, ...]) -> kopf.AiohttpSession:
     """Credentials for kopf; its session outlives every watch and is closed by kopf."""
     connector = aiohttp.TCPConnector(limit=0, ssl=ApiClient(configuration).rest_client.ssl_context)
     session = aiohttp.ClientSession(
         connector=connector,
         headers={"User-Agent": f"{MANAGER}-watches/{__version__}"},
-        middlewares=(authorising(configuration), counting(metrics), stamping(ages)),
+        middlewares=(authorising(configuration), *middlewares),
     )
     return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)

@@ -27,6 +27,7 @@ GIVEN: dict[str, tuple[dict[str, str], Any]] = {
     "identity": ({"IDENTITY": "me"}, "me"),
     "metrics_host": ({"METRICS_HOST": "127.0.0.1"}, "127.0.0.1"),
     "metrics_port": ({"METRICS_PORT": "0"}, 0),
+    "watch_silence_seconds": ({"WATCH_SILENCE_SECONDS": "30.5"}, 30.5),
     "watch_stale_seconds": ({"WATCH_STALE_SECONDS": "90"}, 90.0),
     "log_format": ({"LOG_FORMAT": "json"}, "json"),
     "log_level": ({"LOG_LEVEL": "debug"}, "debug"),
