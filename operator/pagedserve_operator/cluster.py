@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
@@ -94,12 +95,16 @@ class Cluster:
         # A version that no object has: ignored where there is no object, a conflict where one was made meanwhile.
         metadata = {"resourceVersion": "1"} if planned_on is None else planned_on["metadata"]
         version = {field: metadata[field] for field in ("resourceVersion", "uid") if field in metadata}
+        named = manifest["metadata"]
         self._fence()
         return await self._call(
-            self._dynamic.server_side_apply,
-            manifest["kind"],
-            body={**manifest, "metadata": {**manifest["metadata"], **version}},
-            namespace=manifest["metadata"]["namespace"],
+            self._dynamic.request,
+            None,
+            method="patch",
+            path=self._resources[manifest["kind"]].path(name=named["name"], namespace=named["namespace"]),
+            body=_yaml({**manifest, "metadata": {**named, **version}}),
+            # With the character set the client sends the text as it is, and not as one JSON string.
+            content_type="application/apply-patch+yaml; charset=utf-8",
             field_manager=manager,
             force_conflicts=True,
         )
@@ -185,6 +190,12 @@ class Cluster:
 
 _WRONG_TYPE: Final = "failed to create typed patch object"
 """The API server answers a field of the wrong type in a server-side apply with 500."""
+
+
+def _yaml(value: Json) -> str:
+    """JSON that is YAML too, as which the API server reads an apply: YAML refuses surrogate pairs and raw controls."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _plain(_: Any, data: Any) -> Any:

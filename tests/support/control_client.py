@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import ssl
 import time
 import urllib.parse
@@ -159,7 +160,9 @@ class Client:
             headers["Authorization"] = f"Bearer {self.access.token}"
         data = None
         if body is not None:
-            data = json.dumps(body).encode()
+            # Plain ASCII but for what takes two escapes: an apply is read as YAML, which knows no surrogate pairs.
+            text = json.dumps(body, ensure_ascii=False)
+            data = re.sub("[\x7f-\uffff]", lambda match: f"\\u{ord(match[0]):04x}", text).encode()
             headers["Content-Type"] = content_type
         code, answer = self._exchange(method, path, data, headers)
         try:
