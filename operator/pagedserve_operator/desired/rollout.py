@@ -46,12 +46,12 @@ def decide_rollout(
         return 1 if strategy == "Surge" else 0
     if _claim_is_exclusive(service) or blocked:
         return 0
+    kept = None if deployment is None else _kept(service, tuning, facts, deployment)
+    if kept is not None:
+        return kept
     if tuning.gpu.is_cpu:
         return 1
-    if deployment is None:
-        return 0
-    kept = _kept(service, tuning, facts, deployment)
-    return kept if kept is not None else int(free_gpus >= tuning.gpu.count)
+    return 0 if deployment is None else int(free_gpus >= tuning.gpu.count)
 
 
 def strategy(surge: int | None) -> Json:

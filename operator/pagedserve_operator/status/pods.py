@@ -177,11 +177,7 @@ def _excuse_drains(findings: list[Finding], pods: Sequence[Json], now: datetime)
     ends = sorted(end for pod in pods if (end := _drain_end(pod)) is not None and now < end)
     excused = []
     for found in sorted(findings, key=lambda found: found.pod):
-        if (
-            ends
-            and "Insufficient " in found.cause.detail
-            and found.cause.reason in ("InsufficientGPU", "Unschedulable")
-        ):
+        if ends and _lacks_room(found.cause):
             cause = Cause("WaitingForDrain", "it takes the place of a pod that still drains", ends.pop())
             excused.append(Finding(found.pod, cause))
         else:
@@ -198,10 +194,16 @@ def _drain_end(pod: Json) -> datetime | None:
 
 
 def _blocked(found: Finding) -> Finding:
-    if found.cause.reason != "InsufficientGPU":
+    if not _lacks_room(found.cause):
         return found
-    detail = f"the rollout waits for a GPU while the old pods hold theirs: {found.cause.detail}"
+    what = "a GPU" if found.cause.reason == "InsufficientGPU" else "room"
+    detail = f"the rollout waits for {what} while the old pods hold theirs: {found.cause.detail}"
     return Finding(found.pod, replace(found.cause, reason="RolloutBlocked", detail=detail))
+
+
+def _lacks_room(cause: Cause) -> bool:
+    """Whether the end of another pod would help."""
+    return cause.reason in ("InsufficientGPU", "Unschedulable") and "Insufficient " in cause.detail
 
 
 def _leaving(pod: Json) -> bool:
