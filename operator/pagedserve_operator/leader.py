@@ -95,9 +95,14 @@ class Leader:
         """One try to acquire or renew; trouble is logged and leaves the deadline where it is."""
         led, asked = self.leading, self._clock()
         try:
-            won = await self._take()
+            # A call that hangs must leave time for another.
+            async with asyncio.timeout(self._config.renew_deadline_seconds / 2):
+                won = await self._take()
         except Conflict:
             won = False
+        except TimeoutError:
+            logger.warning("lease not renewed: no answer from the API server")
+            return
         except ApiError as error:
             logger.warning("lease not renewed: %s", error)
             return

@@ -183,3 +183,28 @@ def test_gaining_the_lease_is_told_once_and_wakes_who_waits() -> None:
         assert len(gains) == 1
 
     asyncio.run(work())
+
+
+class HangingStore(LeaseStore):
+    """Answers nothing while ``hangs``."""
+
+    hangs = True
+
+    async def get(self, kind: str, namespace: str, name: str) -> Json | None:
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        return await super().get(kind, namespace, name)
+
+
+def test_an_attempt_that_hangs_leaves_time_for_another() -> None:
+    store = HangingStore()
+    leader = Leader(store, replace(CONFIG, lease_seconds=0.3, renew_deadline_seconds=0.2, renew_seconds=0.1))
+
+    async def attempts() -> None:
+        async with asyncio.timeout(30):
+            await leader.attempt()
+            store.hangs = False
+            await leader.attempt()
+
+    asyncio.run(attempts())
+    assert store.writes == 1
