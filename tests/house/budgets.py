@@ -43,7 +43,8 @@ def check_tree(root: Path) -> list[Finding]:
     findings = list(check_folders(root))
     for folder in CHECKED:
         for path in _sources(root / folder):
-            findings += check_file(path, may_read_environment=folder not in ("engine", "operator") or path.name == "config.py")
+            is_product = folder in ("engine", "operator")
+            findings += check_file(path, may_read_environment=not is_product or path.name == "config.py")
     return findings
 
 

@@ -8,9 +8,9 @@ from transformers import AutoConfig
 
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.model.spec import ModelSpec
-from pagedserve_operator.sizing.blocks import Blocks
 from pagedserve_operator.errors import ModelShapeUnknown
 from pagedserve_operator.shapes import FROM_NAME, ModelShape, choose_shape, from_config, from_name
+from pagedserve_operator.sizing.blocks import Blocks
 from tuning_cases import GOLDEN, service, shape
 
 ARCHITECTURE = {
