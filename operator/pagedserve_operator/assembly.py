@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -16,28 +15,25 @@ from kubernetes.aio.client import Configuration
 from pagedserve_operator import handlers, probes
 from pagedserve_operator.cluster import Cluster, load_configuration
 from pagedserve_operator.config import OperatorConfig
-from pagedserve_operator.errors import ApiError, Conflict, NotLeading
+from pagedserve_operator.errors import ApiError
 from pagedserve_operator.hub import Hub
 from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, signature_of_node
 from pagedserve_operator.leader import Leader
 from pagedserve_operator.memoryless import NoDiffBase, NoProgress
 from pagedserve_operator.metrics import Metrics
 from pagedserve_operator.names import KIND, Key
-from pagedserve_operator.reconcile import Look, Reconciler
+from pagedserve_operator.reconcile import Reconciler
 from pagedserve_operator.referenced import hub_token
 from pagedserve_operator.spec import InferenceService, Json
 from pagedserve_operator.tuner import Tuner
 from pagedserve_operator.watches import WatchAges, counting, kopf_session, noticing_gaps, stamping
+from pagedserve_operator.workers import Workers
 from pagedserve_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-FINISHING_SECONDS: Final = 5.0
-"""For looks that are under way when the operator is told to stop."""
 LISTING_REQUESTS: Final = 3
 """A list of everything may take as long as so many other requests."""
-LOOK_SECONDS: Final = 60.0
-"""Longest look at one resource: a call that hangs holds one worker no longer."""
 
 
 class Operator:
@@ -56,10 +52,15 @@ class Operator:
         )
         self.leader = Leader(self.cluster, config, on_gain=self._wake_all_soon)
         self.resources = self.metrics.show(queue=self.queue, ages=self.ages.ages, leading=lambda: self.leader.leading)
-        self.hub = Hub(endpoint=config.hub_endpoint, timeout_seconds=config.hub_timeout_seconds)
+        self.hub = Hub(
+            endpoint=config.hub_endpoint,
+            timeout_seconds=config.hub_timeout_seconds,
+            most_waiting=max(1, config.workers // 2),
+        )
         self.tuner = Tuner(self.cluster, config, self._fetch_config)
         self.autoscalers = Autoscalers()
         self.reconciler = Reconciler(self.cluster, self.tuner, self.resources, autoscalers_near=self.autoscalers.near)
+        self.workers = Workers(self.queue, self.leader, self.reconciler, self.metrics, config)
         self.port = 0
         """Where /metrics and the probes are, once running."""
         self._configuration = configuration
@@ -69,8 +70,6 @@ class Operator:
         self._ready = asyncio.Event()
         self._nodes: dict[str, str] = {}
         self._listing: set[asyncio.Task[None]] = set()
-        self._looking = 0
-        self._looked = asyncio.Event()
 
     def stop(self) -> None:
         """End ``run`` in good order: no look begins, the lease is given up."""
@@ -90,7 +89,7 @@ class Operator:
             tasks = [
                 asyncio.create_task(self._watch(), name="watches"),
                 asyncio.create_task(self.leader.run(), name="leader"),
-                *(asyncio.create_task(self._work(), name=f"worker-{index}") for index in range(config.workers)),
+                *self.workers.start(),
             ]
             stop = asyncio.create_task(self._stop.wait(), name="stop")
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -125,16 +124,6 @@ class Operator:
     def _fence(self) -> None:
         self.leader.fence()
 
-    async def _finish_looks(self) -> None:
-        # The lease is given up at once, so a write that is on its way should have arrived.
-        try:
-            async with asyncio.timeout(FINISHING_SECONDS):
-                while self._looking:
-                    self._looked.clear()
-                    await self._looked.wait()
-        except TimeoutError:
-            logger.warning("%d looks are left unfinished", self._looking)
-
     @asynccontextmanager
     async def _closing(self) -> AsyncIterator[None]:
         try:
@@ -144,7 +133,7 @@ class Operator:
 
     async def _end(self, tasks: list[asyncio.Task[Any]], *, watches: asyncio.Task[None]) -> None:
         self._stop.set()
-        await self._finish_looks()
+        await self.workers.finish()
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -191,60 +180,6 @@ class Operator:
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
         return kopf_session(self._configuration, self._watching)
-
-    async def _work(self) -> None:
-        while True:
-            await self.leader.wait()
-            key = await self.queue.take()
-            if self._stop.is_set():
-                return
-            self._looking += 1
-            try:
-                await self._look(key)
-            finally:
-                self.queue.done(key)
-                self._looking -= 1
-                self._looked.set()
-
-    async def _look(self, key: Key) -> None:
-        with self.metrics.reconcile_seconds.time():
-            result, again = await self._result(key)
-        self.metrics.reconciles.labels(result).inc()
-        if again is not None:
-            self.queue.add_after(key, again)
-
-    async def _result(self, key: Key) -> tuple[str, float | None]:
-        try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                look = await self.reconciler.reconcile(key)
-        except NotLeading:
-            # Whoever leads next looks at everything.
-            return "retry", 0.0
-        except Conflict as error:
-            logger.info("%s changed meanwhile, looking again: %s", key, error)
-            return self._retry(key, at_least=0.0)
-        except (ApiError, TimeoutError) as error:
-            logger.warning("%s: %s", key, str(error) or "the look took too long")
-            return self._retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
-        except Exception:
-            # A bug of ours with one resource must not end the work on all the others.
-            logger.exception("%s: looking at it failed", key)
-            return self._retry(key, at_least=1.0)
-        if look.gone:
-            self.queue.drop(key)
-            return look.result, None
-        self.queue.forget(key)
-        return look.result, self._pause(look)
-
-    def _retry(self, key: Key, *, at_least: float) -> tuple[str, None]:
-        self.queue.retry(key, at_least=at_least)
-        return "retry", None
-
-    def _pause(self, look: Look) -> float:
-        # Spread, so that a thousand resources that came at once don't stay a herd.
-        resync = self.config.secret_resync_seconds if look.refers else self.config.resync_seconds
-        spread = resync * random.uniform(0.9, 1.1)
-        return spread if look.again_seconds is None else min(spread, look.again_seconds)
 
     def _watch_begun_anew(self, kind: str) -> None:
         logger.info("the watch of %s begins anew: looking at everything, as what went meanwhile is never told", kind)

@@ -188,15 +188,18 @@ def _merge(found: Json, wanted: Json, parent: str) -> None:
         if isinstance(value, dict):
             _merge(found.setdefault(name, {}), value, below)
         elif isinstance(value, list) and keys is not None:
-            rows = found.setdefault(name, [])
-            for item in value:
-                same = next((row for row in rows if _item_key(row, keys) == _item_key(item, keys)), None)
-                if same is None:
-                    rows.append(copy.deepcopy(item))
-                else:
-                    _merge(same, item, below)
+            _merge_rows(found.setdefault(name, []), value, keys, below)
         else:
             found[name] = copy.deepcopy(value)
+
+
+def _merge_rows(rows: list[Json], wanted: list[Json], keys: tuple[str, ...], parent: str) -> None:
+    for item in wanted:
+        same = next((row for row in rows if _item_key(row, keys) == _item_key(item, keys)), None)
+        if same is None:
+            rows.append(copy.deepcopy(item))
+        else:
+            _merge(same, item, parent)
 
 
 def _remove(found: Any, before: Json, now: Json, parent: str) -> None:

@@ -138,9 +138,6 @@ _OTHER_WORDS = {
 
 
 def _place(item: Any, observed: list[Any], index: int) -> int:
-    if isinstance(item, dict):
-        for key in _ROW_KEYS:
-            for place, row in enumerate(observed):
-                if key in item and row.get(key) == item[key]:
-                    return place
-    return index
+    keys = [key for key in _ROW_KEYS if key in item] if isinstance(item, dict) else []
+    places = (place for key in keys for place, row in enumerate(observed) if row.get(key) == item[key])
+    return next(places, index)
