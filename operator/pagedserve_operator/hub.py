@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from pagedserve_operator.errors import Unavailable
 from pagedserve_operator.spec import Json
 
 LARGEST_CONFIG: Final = 1 << 20
@@ -54,10 +55,20 @@ class _Entry:
 class Hub:
     """Asks one hub, once for each model, revision and token; a failure is kept for a minute.
 
-    A hub that can't be reached at all is left alone for a minute, whatever the model.
+    A hub that can't be reached at all is left alone for a minute, whatever the model. No more than ``most_waiting``
+    wait for it at a time: whoever would is sent away, so that a slow hub never holds every worker.
     """
 
-    def __init__(self, *, endpoint: str, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        timeout_seconds: float,
+        most_waiting: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most_waiting = most_waiting
+        self._waiting = 0
         self._endpoint = endpoint.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=timeout_seconds / 2)
         self._clock = clock
@@ -66,16 +77,30 @@ class Hub:
         self._away = ""
 
     async def fetch_config(self, uri: str, revision: str | None, token: str | None) -> Fetched:
-        """config.json of the model, from the cache where it has been fetched; never raises for the hub's trouble."""
+        """config.json of the model, from the cache where it has been fetched; never raises for the hub's trouble.
+
+        Raises Unavailable where too many wait for the hub already.
+        """
         match = _HUB_URI.fullmatch(uri)
         if match is None:
             return Fetched(None, f"{uri} is on no hub")
         # With the token in the key nobody is told about a model that only another may read.
         key = (match[1], revision or "main", hashlib.sha256((token or "").encode()).hexdigest())
         entry = self._entry(key)
+        if entry.fetched is not None and self._clock() < entry.until:
+            return entry.fetched
+        if self._waiting >= self._most_waiting:
+            raise Unavailable("as many looks as may wait for the hub do so already")
+        self._waiting += 1
+        try:
+            return await self._fetch(entry, match[1], revision or "main", token)
+        finally:
+            self._waiting -= 1
+
+    async def _fetch(self, entry: _Entry, repository: str, revision: str, token: str | None) -> Fetched:
         async with entry.lock:
             if entry.fetched is None or self._clock() >= entry.until:
-                entry.fetched = await self._ask(match[1], revision or "main", token)
+                entry.fetched = await self._ask(repository, revision, token)
                 kept = float("inf") if entry.fetched.config is not None else KEEP_FAILURE_SECONDS
                 entry.until = self._clock() + kept
             return entry.fetched

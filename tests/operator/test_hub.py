@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
+from pagedserve_operator.errors import Unavailable
 from pagedserve_operator.hub import KEEP_FAILURE_SECONDS, LARGEST_CONFIG, MOST_CONFIGS, Hub
 
 CONFIG = {"hidden_size": 64}
@@ -55,8 +56,8 @@ class Clock:
         return self.now
 
 
-def hub_at(endpoint: str, clock: Clock | None = None, *, timeout: float = 30.0) -> Hub:
-    return Hub(endpoint=endpoint, timeout_seconds=timeout, clock=clock or Clock())
+def hub_at(endpoint: str, clock: Clock | None = None, *, timeout: float = 30.0, most_waiting: int = 100) -> Hub:
+    return Hub(endpoint=endpoint, timeout_seconds=timeout, most_waiting=most_waiting, clock=clock or Clock())
 
 
 def test_a_configuration_is_fetched_once() -> None:
@@ -163,6 +164,24 @@ def test_a_slow_hub_is_given_up_on_and_others_are_not() -> None:
             assert found.config is None
             assert "longer than 0.2 s" in found.reason
             assert (await hub.fetch_config("hf://org/model", None, None)).config == CONFIG
+
+    asyncio.run(scenario())
+
+
+def test_no_more_than_so_many_wait_for_it_and_what_is_known_waits_for_nobody() -> None:
+    async def scenario() -> None:
+        fake = FakeHub()
+        async with serving(fake) as endpoint:
+            hub = hub_at(endpoint, most_waiting=1)
+            await hub.fetch_config("hf://org/known", None, None)
+            waiting = asyncio.create_task(hub.fetch_config("hf://org/slow", None, None))
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable, match="wait for the hub"):
+                await hub.fetch_config("hf://org/other", None, None)
+            await hub.fetch_config("hf://org/known", None, None)
+            fake.released.set()
+            assert (await waiting).config == CONFIG
+            await hub.fetch_config("hf://org/other", None, None)
 
     asyncio.run(scenario())
 
