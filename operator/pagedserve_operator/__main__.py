@@ -50,10 +50,18 @@ def _stop_on_signals(operator: Operator) -> None:
 
 
 def _size(file: str, config: OperatorConfig, *, nodes: Path | None) -> int:
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    for part in asyncio.run(size_file(text, config, nodes=nodes.read_text(encoding="utf-8") if nodes else None)):
+    text = sys.stdin.read() if file == "-" else _read(Path(file))
+    for part in asyncio.run(size_file(text, config, nodes=_read(nodes) if nodes else None)):
         print(part)
     return 0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise OperatorError(f"{file} can't be read: {why}") from error
 
 
 if __name__ == "__main__":

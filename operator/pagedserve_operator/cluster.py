@@ -18,8 +18,10 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.dynamic import DynamicClient, Resource
+from yaml import YAMLError
 
 from pagedserve_operator import __version__
+from pagedserve_operator.config import ConfigError
 from pagedserve_operator.errors import ApiError, Conflict, Rejected, Unavailable
 from pagedserve_operator.kinds import KINDS, MONITORING_GROUP, OPTIONAL
 from pagedserve_operator.names import KIND, MANAGER, Key
@@ -33,7 +35,10 @@ Fence = Callable[[], None]
 
 
 async def load_configuration(kubeconfig: str) -> Configuration:
-    """How to reach the API server: by the kubeconfig given, else the Pod's service account, else the default one."""
+    """How to reach the API server: by the kubeconfig given, else the Pod's service account, else the default one.
+
+    Raises ConfigError where none can be used.
+    """
     configuration = Configuration()
     if not kubeconfig:
         try:
@@ -41,7 +46,11 @@ async def load_configuration(kubeconfig: str) -> Configuration:
             return configuration
         except ConfigException:
             pass
-    await load_kube_config(config_file=kubeconfig or None, client_configuration=configuration)
+    try:
+        await load_kube_config(config_file=kubeconfig or None, client_configuration=configuration)
+    except (ConfigException, YAMLError, OSError) as error:
+        found = f"the kubeconfig {kubeconfig}" if kubeconfig else "no Pod's service account, and the default kubeconfig"
+        raise ConfigError(f"KUBECONFIG: {found} can't be used: {' '.join(str(error).split())}") from error
     return configuration
 
 

@@ -45,10 +45,20 @@ def _tuner(config: OperatorConfig, nodes: str | None) -> Tuner:
 
     if nodes is None:
         return Tuner(NodesFile([]), config.derive(read_nodes=False), fetch_config)
-    documents = _documents(nodes, "--nodes")
-    return Tuner(
-        NodesFile([node for document in documents for node in document.get("items", [document])]), config, fetch_config
-    )
+    return Tuner(NodesFile(_nodes(nodes)), config, fetch_config)
+
+
+def _nodes(text: str) -> list[Json]:
+    lists = [document.get("items", [document]) for document in _documents(text, "--nodes")]
+    nodes = [node for listed in lists if isinstance(listed, list) for node in listed]
+    if not nodes or not all(_is_node(node) for node in nodes):
+        raise SpecError("--nodes", "must hold nodes: give what `kubectl get nodes -o yaml` prints")
+    return nodes
+
+
+def _is_node(value: Any) -> bool:
+    tables = [value.get(name) for name in ("metadata", "spec", "status")] if isinstance(value, dict) else [None]
+    return all(isinstance(table, dict) for table in tables)
 
 
 def _documents(text: str, where: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from pagedserve_operator.config import OperatorConfig
 from pagedserve_operator.desired import Facts, decide_rollout, needs_free_gpus
+from pagedserve_operator.desired.source import model_source
 from pagedserve_operator.gpus.labels import read_node
 from pagedserve_operator.gpus.resolve import free_gpus, resolve
 from pagedserve_operator.names import ANNOTATION_INPUTS, ANNOTATION_TUNING
@@ -49,6 +50,8 @@ class Tuner:
         if kept is not None and _annotations(deployment).get(ANNOTATION_INPUTS) == inputs_hash(service):
             return kept
         spec = service.spec
+        # What no engine reads is not worth a look at its size.
+        model_source(spec.model.uri)
         nodes = None if spec.gpu.type == "cpu" else await self._read_nodes()
         gpu = resolve(
             spec.gpu,
