@@ -95,8 +95,10 @@ def _engine(service: InferenceService, tuning: Tuning, source: ModelSource) -> J
 
 def _sidecar(row: Json) -> Json:
     # As an init container that is always restarted it starts before the engine and ends after it, so that a proxy
-    # outlives the streams that it carries.
-    return {**row, "restartPolicy": "Always", "securityContext": _container_security()}
+    # outlives the streams that it carries. An empty list isn't said: the server forgets that we said it, and every
+    # comparison would differ.
+    said = {name: value for name, value in row.items() if value != []}
+    return {**said, "restartPolicy": "Always", "securityContext": _container_security()}
 
 
 def _container_security(**more: bool) -> Json:
