@@ -93,7 +93,7 @@ class Leader:
 
     async def attempt(self) -> None:
         """One try to acquire or renew; trouble is logged and leaves the deadline where it is."""
-        led, asked = self.leading, self._clock()
+        asked = self._clock()
         try:
             # A call that hangs must leave time for another.
             async with asyncio.timeout(self._config.renew_deadline_seconds / 2):
@@ -106,6 +106,8 @@ class Leader:
         except ApiError as error:
             logger.warning("lease not renewed: %s", error)
             return
+        # Asked only now: the deadline may have passed meanwhile, and then others wait for the gain.
+        led = self.leading
         if won:
             self._deadline = asked + self._config.renew_deadline_seconds
         elif led:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -208,3 +209,36 @@ def test_an_attempt_that_hangs_leaves_time_for_another() -> None:
 
     asyncio.run(attempts())
     assert store.writes == 1
+
+
+class SlowStore(LeaseStore):
+    """Renewals take so long that the deadline passes in between: ``slowly`` runs before each write."""
+
+    slowly: Callable[[], Awaitable[None]] | None = None
+
+    async def put_lease(self, lease: Json) -> Json:
+        if self.slowly is not None:
+            await self.slowly()
+        return await super().put_lease(lease)
+
+
+def test_who_waits_since_the_deadline_passed_goes_on_with_a_renewal_that_was_under_way() -> None:
+    async def work() -> None:
+        store, clock = SlowStore(), Clock()
+        leader = Leader(store, CONFIG, clock=clock)
+        await leader.attempt()
+        clock.now += CONFIG.renew_deadline_seconds - 1
+        waiting: list[asyncio.Task[None]] = []
+
+        async def pass_the_deadline() -> None:
+            clock.now += 2
+            waiting.append(asyncio.create_task(leader.wait()))
+            await asyncio.sleep(0)
+            assert not waiting[0].done()
+
+        store.slowly = pass_the_deadline
+        await leader.attempt()
+        assert leader.leading
+        await asyncio.wait_for(waiting[0], 5)
+
+    asyncio.run(work())
