@@ -97,11 +97,8 @@ class Workers:
             # A bug of ours with one resource must not end the work on all the others.
             logger.exception("%s: looking at it failed", key, extra=fields)
             return self._retry(key, at_least=1.0)
-        if look.gone:
-            self._queue.drop(key)
-            return look.result, None
         self._queue.forget(key)
-        return look.result, self._pause(look)
+        return look.result, None if look.gone else self._pause(look)
 
     def _retry(self, key: Key, *, at_least: float) -> tuple[str, None]:
         self._queue.retry(key, at_least=at_least)

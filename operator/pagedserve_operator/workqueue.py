@@ -74,13 +74,8 @@ class WorkQueue(Generic[Item]):
         return float(seconds)
 
     def forget(self, item: Item) -> None:
-        """``item`` is well: its next failure starts from the shortest wait."""
+        """``item`` is well or gone: its next failure starts from the shortest wait; who asked for a look gets it."""
         self._failures.pop(item, None)
-
-    def drop(self, item: Item) -> None:
-        """``item`` is no more: no timer wakes it."""
-        self.forget(item)
-        self._due.pop(item, None)
 
     async def take(self) -> Item:
         """The next key; the caller must call ``done`` with it."""

@@ -162,14 +162,17 @@ def test_a_poisoned_key_leaves_the_others_their_turns() -> None:
     run(work())
 
 
-def test_what_is_dropped_wakes_no_more() -> None:
+def test_a_key_that_comes_back_while_it_is_found_gone_is_looked_at_again() -> None:
     async def work() -> None:
         clock = Clock()
         queue = queue_at(clock)
+        queue.add("a")
+        gone = await take_now(queue)
         queue.add_after("a", 1)
-        queue.drop("a")
+        queue.forget(gone)
+        queue.done(gone)
         clock.now += 5
-        assert await take_now(queue) is None
+        assert await take_now(queue) == "a"
 
     run(work())
 
