@@ -96,6 +96,12 @@ class World:
     def delete(self, name: str) -> None:
         self.client.delete(API_VERSION, KIND, name, namespace=self.namespace)
 
+    def delete_all(self) -> None:
+        """Delete every resource, and wait until its pods are gone."""
+        for resource in self.client.list(API_VERSION, KIND, namespace=self.namespace):
+            self.delete(resource["metadata"]["name"])
+        self.client.wait(lambda: not self.client.list("v1", "Pod", namespace=self.namespace), "no pod is left")
+
     def edit(self, name: str, **spec: Any) -> JSON:
         """Merge these fields into the spec, None removes one; as a user's client does."""
         return self.client.patch(psvc(name, self.namespace), {"spec": spec}, manager="user")
@@ -145,13 +151,22 @@ class World:
 
     def history(self, begin: JSON) -> list[JSON]:
         """Every state of the object since this one, in order: the server remembers, so that no look misses any."""
-        path = self.client.path(begin["apiVersion"], begin["kind"], namespace=self.namespace)
-        version, name = begin["metadata"]["resourceVersion"], begin["metadata"]["name"]
-        query = f"watch=true&timeoutSeconds=1&resourceVersion={version}&fieldSelector=metadata.name={name}"
+        metadata = begin["metadata"]
+        selected = f"fieldSelector=metadata.name={metadata['name']}"
+        return self._since(begin["apiVersion"], begin["kind"], metadata["resourceVersion"], selected)
+
+    def pods_since(self, version: str, name: str) -> list[JSON]:
+        """Every state of the resource's pods since a resource version."""
+        return self._since("v1", "Pod", version, f"labelSelector=app.kubernetes.io/instance={name}")
+
+    def _since(self, api_version: str, kind: str, version: str, selected: str) -> list[JSON]:
+        path = self.client.path(api_version, kind, namespace=self.namespace)
+        query = f"watch=true&timeoutSeconds=1&resourceVersion={version}&{selected}"
         told = self.client.request("GET", f"{path}?{query}")
         # One line is JSON, several are not.
         lines = [told] if isinstance(told, dict) else [json.loads(line) for line in told.splitlines()]
-        return [line["object"] for line in lines if line["type"] != "ERROR"]
+        assert all(line["type"] != "ERROR" for line in lines), lines
+        return [line["object"] for line in lines]
 
     def pods(self, name: str) -> list[JSON]:
         """The pods of a resource, those being deleted included."""
