@@ -113,22 +113,6 @@ def test_a_change_of_the_template_keeps_the_autoscalers_count(world: World) -> N
     assert world.child("HorizontalPodAutoscaler", "chat")["spec"]["maxReplicas"] == 12
 
 
-def test_the_count_survives_a_restart_of_the_operator(
-    control_plane: Cluster, namespace: str, fake_nodes: FakeNodes
-) -> None:
-    install_crd(control_plane)
-    fake_nodes.add_node("restarted")
-    world, alone = World(control_plane.client(), namespace), QUICK.derive(watch_namespace=namespace)
-    alone = alone.derive(operator_namespace=namespace)
-    with OperatorThread(control_plane.kubeconfig, alone):
-        world.create("chat", autoscaling=SCALED)
-        world.wait_rolled("chat")
-    autoscale(world, "chat", 6)
-    with watching(world, "chat") as counts, OperatorThread(control_plane.kubeconfig, alone) as again:
-        settle(again, control_plane)
-    assert counts == {6}
-
-
 def test_another_autoscaler_on_the_same_target_is_told_and_not_fought(
     control_plane: Cluster, world: World, operator: OperatorThread
 ) -> None:

@@ -106,21 +106,6 @@ def test_deletion_leaves_nothing(control_plane: Cluster, world: World, operator:
     settle(operator, control_plane)
 
 
-@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
-def test_deletion_needs_no_operator(control_plane: Cluster, namespace: str, nodes: FakeNodes, propagation: str) -> None:
-    install_crd(control_plane)
-    world = World(control_plane.client(), namespace)
-    alone = QUICK.derive(watch_namespace=namespace, operator_namespace=namespace)
-    with OperatorThread(control_plane.kubeconfig, alone):
-        _create_everything(world, "chat")
-        world.wait_ready("chat")
-    # The module's own operator may be there: it must have nothing to do with it, as nothing holds the resource back.
-    world.client.delete(
-        "pagedserve.dev/v1alpha1", "InferenceService", "chat", namespace=namespace, propagation=propagation
-    )
-    _wait_nothing_left(world, "chat")
-
-
 def test_a_resource_made_anew_under_its_old_name_gets_children_of_its_own(world: World) -> None:
     _create_everything(world, "chat")
     world.wait_ready("chat")
