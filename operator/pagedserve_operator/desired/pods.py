@@ -135,7 +135,8 @@ def _placement(spec: Spec, tuning: Tuning) -> Json:
 def _optional(spec: Spec) -> Json:
     template = spec.pod_template
     named = {
-        "serviceAccountName": template.service_account_name,
+        # Always said: the server keeps the name that is no longer applied in an old field beside it, and goes by that.
+        "serviceAccountName": template.service_account_name or "default",
         "priorityClassName": template.priority_class_name,
         "runtimeClassName": template.runtime_class_name,
     }
