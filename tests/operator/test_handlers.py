@@ -7,7 +7,7 @@ import kopf
 import pytest
 
 from pagedserve_operator import handlers
-from pagedserve_operator.kinds import CHILDREN, KINDS
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS
 from pagedserve_operator.names import KIND, Key, child_labels
 
 CHAT = Key("models", "chat")
@@ -20,10 +20,12 @@ class Heard:
         self.registry, self.settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         self.woken: list[set[Key]] = []
         self.nodes: list[tuple[str, bool]] = []
+        self.scalers: list[tuple[str, bool]] = []
         handlers.register(
             self.registry,
             self.settings,
             wake=lambda keys: self.woken.append(set(keys)),
+            autoscaler_changed=lambda scaler, deleted: self.scalers.append((scaler["metadata"]["name"], deleted)),
             node_changed=self._node_changed if nodes else None,
         )
 
@@ -66,18 +68,18 @@ def test_whatever_happens_to_a_resource_wakes_its_key(event: str) -> None:
     assert heard.woken == [{CHAT}]
 
 
-@pytest.mark.parametrize("kind", [*CHILDREN, "Pod"])
+@pytest.mark.parametrize("kind", sorted({*CHILDREN, "Pod"} - {AUTOSCALER}))
 def test_whatever_happens_to_a_child_wakes_its_owner(kind: str) -> None:
     heard = Heard()
     heard.tell(kind, body(labels=child_labels("chat")), "DELETED")
     assert heard.woken == [{CHAT}]
 
 
-def test_an_autoscaler_of_somebody_else_is_noticed() -> None:
+def test_every_autoscaler_is_handed_on_with_whether_it_went() -> None:
     heard = Heard()
-    scaler = {**body(), "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "chat"}}}
-    heard.tell("HorizontalPodAutoscaler", scaler)
-    assert heard.woken == [{CHAT}]
+    heard.tell(AUTOSCALER, body(name="somebody-elses"))
+    heard.tell(AUTOSCALER, body(name="somebody-elses"), "DELETED")
+    assert heard.scalers == [("somebody-elses", False), ("somebody-elses", True)]
 
 
 def test_only_our_own_children_are_listed_but_for_autoscalers() -> None:
@@ -85,7 +87,7 @@ def test_only_our_own_children_are_listed_but_for_autoscalers() -> None:
     for kind in (*CHILDREN, "Pod"):
         place = (KINDS[kind].group, KINDS[kind].version, KINDS[kind].plural)
         ours = "app.kubernetes.io/managed-by=pagedserve-operator"
-        assert selectors.get(place) == (None if kind == "HorizontalPodAutoscaler" else ours), kind
+        assert selectors.get(place) == (None if kind == AUTOSCALER else ours), kind
 
 
 def test_a_node_is_handed_on_with_whether_it_went() -> None:

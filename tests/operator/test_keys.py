@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pagedserve_operator.keys import key_of_resource, keys_of_autoscaler, keys_of_child, signature_of_node
+from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, keys_of_child, signature_of_node
 from pagedserve_operator.names import Key, Owner, child_labels
 from tuning_cases import gfd, node
 
@@ -88,3 +88,24 @@ def test_a_heartbeat_leaves_a_nodes_signature_as_it_is() -> None:
 )
 def test_other_gpus_change_a_nodes_signature(changed: dict[str, Any]) -> None:
     assert signature_of_node(changed) != signature_of_node(node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2))
+
+
+def scaler(name: str, target: str) -> dict[str, Any]:
+    reference = {"kind": "Deployment", "name": target}
+    return {"metadata": {"namespace": "models", "name": name}, "spec": {"scaleTargetRef": reference}}
+
+
+def test_an_autoscaler_is_worth_reading_for_whose_deployment_it_scales() -> None:
+    autoscalers, chat = Autoscalers(), Key("models", "chat")
+    assert autoscalers.near(chat) == {"chat"}
+    autoscalers.saw(scaler("strange", "chat"), False)
+    autoscalers.saw(scaler("other", "embed"), False)
+    assert autoscalers.near(chat) == {"chat", "strange"}
+    autoscalers.saw(scaler("strange", "chat"), True)
+    assert autoscalers.near(chat) == {"chat"}
+
+
+def test_an_autoscaler_that_never_was_can_go() -> None:
+    autoscalers = Autoscalers()
+    autoscalers.saw(scaler("strange", "chat"), True)
+    assert autoscalers.near(Key("models", "chat")) == {"chat"}
