@@ -11,7 +11,9 @@ from pagedserve_operator.errors import SpecError
 
 Choice = TypeVar("Choice", bound=str)
 
-_QUANTITY: Final = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?")
+_QUANTITY: Final = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([eE][+-]?\d{1,2}|[numkMGTPE]|[KMGTPE]i)?")
+_LONGEST_QUANTITY: Final = 64
+"""Characters; a number with more digits than these is a slip."""
 _POWERS: Final = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 
@@ -19,7 +21,7 @@ _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 def quantity(text: str | int | float) -> Decimal:
     """A Kubernetes quantity as a number of base units ("1500m" is 1.5, "1Gi" is 2**30); raises ValueError."""
     match = _QUANTITY.fullmatch(str(text).strip())
-    if match is None:
+    if match is None or len(match[0]) > _LONGEST_QUANTITY:
         raise ValueError(f"{text!r} is no quantity: write a number with at most one suffix, such as 500m, 8 or 16Gi")
     number, suffix = Decimal(match[1]), match[2] or ""
     if suffix in _BINARY:

@@ -129,7 +129,7 @@ class Hub:
             return Fetched(None, self._away)
         except TimeoutError:
             return Fetched(None, f"the hub took longer than {self._timeout.total:g} s")
-        except (aiohttp.ClientError, ValueError) as error:
+        except (aiohttp.ClientError, ValueError, RecursionError) as error:
             return Fetched(None, f"the hub's answer can't be read ({error or type(error).__name__})")
 
 

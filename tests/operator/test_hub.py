@@ -141,6 +141,7 @@ def test_a_refusal_tells_why_and_is_kept_for_a_minute(status: int, reason: str) 
         (b"x" * (LARGEST_CONFIG + 1), "more than 1024 KiB"),
         (b"not json", "can't be read"),
         (b"[1]", "no object"),
+        (b"[" * 100_000, "can't be read"),
         (b"\xff\xfe", "can't be read"),
     ],
 )

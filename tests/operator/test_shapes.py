@@ -208,6 +208,7 @@ def test_the_text_part_of_a_multimodal_model_counts() -> None:
         ({"hidden_size": None}, "hidden_size is None"),
         ({"num_hidden_layers": "32"}, "num_hidden_layers is '32'"),
         ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_hidden_layers": 2**26}, "num_hidden_layers is 67108864"),
         ({"max_position_embeddings": True}, "max_position_embeddings is True"),
         ({"rope_scaling": "yes"}, "str"),
         ({"num_local_experts": "many"}, "num_local_experts is 'many'"),
@@ -271,11 +272,17 @@ def test_a_name_tells_the_number_of_parameters(uri: str, parameters: float, acti
 
 
 @pytest.mark.parametrize(
-    "uri", ["hf://openai/gpt2", "hf://a/phi-4k", "/models/final", "hf://x/Q4_K_M", "hf://x/v0.1b", "hf://x/0b", ""]
+    "uri",
+    ["hf://openai/gpt2", "hf://a/phi-4k", "/models/final", "hf://x/Q4_K_M", "hf://x/v0.1b", "hf://x/0b", ""]
+    + [f"hf://x/{name}" for name in ("9" * 400 + "b", "llama" + "9" * 400 + "b")],
 )
 def test_a_name_without_a_number_of_parameters_tells_nothing(uri: str) -> None:
     with pytest.raises(ModelShapeUnknown, match=r"spec\.model\.architecture"):
         from_name(uri)
+
+
+def test_a_number_of_active_parameters_that_cannot_be_counts_for_nothing() -> None:
+    assert from_name("hf://x/8b-a" + "9" * 400 + "b").active_parameters == 8_000_000_000
 
 
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "SmolLM2-135M", "Qwen3-0.6B"])

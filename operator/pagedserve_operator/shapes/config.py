@@ -10,6 +10,8 @@ from pagedserve_operator.errors import ModelShapeUnknown
 from pagedserve_operator.shapes.model import FROM_CONFIG, ModelShape
 from pagedserve_operator.spec import Json
 
+_MOST_LAYERS: Final = 4096
+"""Beyond any model; the list of a shape's layers must not take the operator's memory."""
 _TIED_BY_DEFAULT: Final = re.compile(r"gemma|cohere|starcoder2|gpt2|opt|falcon$")
 """Model types whose configuration leaves ``tie_word_embeddings`` out and means true."""
 _SLIDING_PATTERNS: Final = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
@@ -53,6 +55,8 @@ def _text_part(config: Json) -> Json:
 
 def _read_config(text: Json) -> ModelShape:
     hidden, layers, heads = (_count(text, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}")
     vocab, length = _count(text, "vocab_size"), _context_length(text)
     kv_heads = _kv_heads(text, heads)
     head_dim = int(text.get("head_dim") or hidden // heads)

@@ -10,9 +10,13 @@ from typing import Final
 from pagedserve_operator.errors import ModelShapeUnknown
 from pagedserve_operator.shapes.model import FROM_NAME, ModelShape
 
-_SIZE: Final = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])|(?<=[a-z])(\d+)b(?![a-z0-9])", re.I)
+_NUMBER: Final = r"\d{1,6}(?:\.\d{1,6})?"
+"""Bounded, so that no name makes a number that can't be reckoned with."""
+_SIZE: Final = re.compile(
+    rf"(?<![\w.])(?:(\d{{1,6}})x)?({_NUMBER})([bm])(?![a-z0-9])|(?<=[a-z])(\d{{1,6}})b(?![a-z0-9])", re.I
+)
 """8B, 0.6b, 135M, 8x7B; of names without a dash before it (falcon7b) whole billions only."""
-_ACTIVE: Final = re.compile(r"(?<![a-z0-9])a(\d+(?:\.\d+)?)b(?![a-z0-9])", re.I)
+_ACTIVE: Final = re.compile(rf"(?<![a-z0-9])a({_NUMBER})b(?![a-z0-9])", re.I)
 """Active parameters of a mixture of experts: the A3B of 30B-A3B."""
 _SHARED_PART: Final = 0.83
 """Of 8x7B: attention and embeddings aren't multiplied, so that it has 46.7 billion parameters, not 56."""
