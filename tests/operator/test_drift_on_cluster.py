@@ -15,7 +15,7 @@ from control_client import JSON, Client
 from control_cluster import Cluster
 from fake_nodes import FakeNodes
 from live_children import LiveServer, edit, edits
-from operator_world import MODEL, World, install_crd, look_at_everything, own_writes, settle
+from operator_world import MODEL, World, install_crd, look_at_everything, settle
 from operators import QUICK, OperatorThread
 from owned_leaves import Pointer, owned_leaves, values_of
 from pagedserve_operator.drift import Owned, owned_fields
@@ -47,34 +47,6 @@ FULL: JSON = {
     "service": {"annotations": {"a": "b"}},
     "networkPolicy": {"enabled": True, "allowFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
     "monitoring": {"serviceMonitor": True, "labels": {"release": "prometheus"}},
-}
-CPU: JSON = {"type": "cpu"}
-L4: JSON = {"type": "NVIDIA-L4"}
-VARIED: dict[str, JSON] = {
-    "plain": {},
-    "two": {"replicas": 2},
-    "none": {"replicas": 0},
-    "scaled": {"autoscaling": {}},
-    "scaled-by-cpu": {"autoscaling": {"minReplicas": 1, "maxReplicas": 1, "metrics": [{"name": "cpu"}]}},
-    "scaled-by-queue": {"autoscaling": {"minReplicas": 1, "metrics": [{"name": "waitingRequests"}]}},
-    "gpu": {"gpu": L4},
-    "gpus": {"gpu": {**L4, "count": 2}},
-    "unpinned": {"gpu": {**L4, "pin": False}},
-    "bounded": {"cache": {"emptyDir": {"sizeLimit": "1.5Gi"}}, "limits": {"maxQueue": 5, "maxNumSeqs": 8}},
-    "quantities": {"resources": {"requests": {"cpu": "0.5", "memory": "2560Mi"}, "limits": {"memory": "2.5Gi"}}},
-    "templated": {"model": {**MODEL, "chatTemplate": "{{ messages }}\n\n"}},
-    "quiet": {"disruption": {"enabled": False}, "monitoring": {"podMonitor": False, "prometheusRule": False}},
-    "guarded": {"networkPolicy": {"enabled": True}},
-    "public": {"service": {"type": "LoadBalancer", "port": 8000}},
-    "nodeport": {"service": {"type": "NodePort"}},
-    "in-place": {"rollout": {"strategy": "InPlace"}},
-    "at-once": {"rollout": {"strategy": "Recreate"}},
-    "hasty": {"lifecycle": {"preStopSeconds": 0, "drainSeconds": 0, "startupTimeoutSeconds": 37}},
-    "empty-values": {"env": [{"name": "EMPTY", "value": ""}], "podTemplate": {"labels": {}, "annotations": {"a": ""}}},
-    "sidecar": {"podTemplate": FULL["podTemplate"]},
-    "unknown-gpu": {"gpu": {"type": "Voodoo-2"}},
-    "too-long": {"model": {**MODEL, "maxModelLen": 16_000_000}},
-    "asleep": {"suspend": True},
 }
 
 
@@ -211,24 +183,6 @@ def test_an_open_count_that_is_scaled_by_hand_stays(
     world.edit("chat", limits={"maxQueue": 9})
     settle(operator, control_plane)
     assert world.replicas("chat") == 3
-
-
-def test_twenty_forced_looks_at_everything_write_nothing(
-    control_plane: Cluster, world: World, operator: OperatorThread, fake_nodes: FakeNodes
-) -> None:
-    fake_nodes.add_gpu_node("drift-gpu", product="NVIDIA-L4", gpus=64)
-    for name, spec in VARIED.items():
-        world.create(name, **spec)
-    world.create("full", **FULL)
-    for name in VARIED:
-        if name not in ("none", "unknown-gpu", "too-long", "asleep"):
-            world.wait_rolled(name)
-    world.wait("unknown-gpu", "TuningResolved", "False", reason="GPUUnknown")
-    world.wait("too-long", "Ready", "False", reason="InvalidSpec")
-    settle(operator, control_plane)
-    mark = control_plane.audit.mark()
-    look_at_everything(operator, world.client, times=20)
-    assert own_writes(control_plane, mark) == []
 
 
 def _child(world: World, kind: str, owner: str) -> Child:
