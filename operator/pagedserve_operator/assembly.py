@@ -17,7 +17,7 @@ from pagedserve_operator.cluster import Cluster, load_configuration
 from pagedserve_operator.config import OperatorConfig
 from pagedserve_operator.errors import ApiError
 from pagedserve_operator.hub import Hub
-from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, signature_of_node
+from pagedserve_operator.keys import Autoscalers, Nodes, key_of_resource, keys_of_autoscaler
 from pagedserve_operator.leader import Leader
 from pagedserve_operator.memoryless import NoDiffBase, NoProgress
 from pagedserve_operator.metrics import Metrics
@@ -68,7 +68,7 @@ class Operator:
         self._watching = (counting(self.metrics), stamping(self.ages), noticing_gaps(self._watch_begun_anew))
         self._stop = asyncio.Event()
         self._ready = asyncio.Event()
-        self._nodes: dict[str, str] = {}
+        self._nodes = Nodes()
         self._listing: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
@@ -109,12 +109,9 @@ class Operator:
 
     def node_changed(self, node: Mapping[str, Any], deleted: bool) -> None:
         """A node came, went, or has other GPUs now: what waits for nodes is looked at."""
-        name, signature = node["metadata"]["name"], "" if deleted else signature_of_node(dict(node))
-        if self._nodes.get(name, "") == signature:
-            return
-        self._nodes[name] = signature
-        self.tuner.forget_nodes()
-        self.wake(self.reconciler.waiting_for_nodes)
+        if self._nodes.saw(node, deleted):
+            self.tuner.forget_nodes()
+            self.wake(self.reconciler.waiting_for_nodes)
 
     def autoscaler_changed(self, autoscaler: Mapping[str, Any], deleted: bool) -> None:
         """An autoscaler came, went or changed: whoever's Deployment it scales is looked at."""

@@ -60,6 +60,25 @@ class Autoscalers:
         return frozenset({key.name, *self._names.get(key, ())})
 
 
+class Nodes:
+    """Signatures of the nodes that are there, as watched."""
+
+    def __init__(self) -> None:
+        self._signatures: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Nodes that are known."""
+        return len(self._signatures)
+
+    def saw(self, node: Mapping[str, Any], deleted: bool) -> bool:
+        """A node came, changed or went: whether its GPUs are others than before."""
+        name, signature = node["metadata"]["name"], None if deleted else signature_of_node(dict(node))
+        before = self._signatures.pop(name, None)
+        if signature is not None:
+            self._signatures[name] = signature
+        return signature != before
+
+
 def signature_of_node(node: Json) -> str:
     """What sizing and surging see of a node; heartbeats leave it as it is."""
     return json.dumps([repr(gpu) for gpu in read_node(node)])

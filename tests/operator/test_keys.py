@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from pagedserve_operator.keys import Autoscalers, key_of_resource, keys_of_autoscaler, keys_of_child, signature_of_node
+from pagedserve_operator.keys import (
+    Autoscalers,
+    Nodes,
+    key_of_resource,
+    keys_of_autoscaler,
+    keys_of_child,
+    signature_of_node,
+)
 from pagedserve_operator.names import Key, Owner, child_labels
 from tuning_cases import gfd, node
 
@@ -109,3 +116,13 @@ def test_an_autoscaler_that_never_was_can_go() -> None:
     autoscalers = Autoscalers()
     autoscalers.saw(scaler("strange", "chat"), True)
     assert autoscalers.near(Key("models", "chat")) == {"chat"}
+
+
+def test_only_nodes_whose_gpus_change_are_told_and_those_that_went_are_forgotten() -> None:
+    nodes, one = Nodes(), node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2)
+    assert nodes.saw(one, deleted=False)
+    assert not nodes.saw(one, deleted=False)
+    assert nodes.saw(node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=3), deleted=False)
+    assert nodes.saw(one, deleted=True)
+    assert not nodes.saw(one, deleted=True)
+    assert not len(nodes)
