@@ -15,7 +15,7 @@ from typing import Final
 from pagedserve_operator import status
 from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.desired import Facts, desired
-from pagedserve_operator.errors import ChildImmutable, GPUTypeRequired, GPUUnknown, UserError
+from pagedserve_operator.errors import ChildImmutable, TuningError, UserError
 from pagedserve_operator.execute import execute
 from pagedserve_operator.metrics import Resources
 from pagedserve_operator.names import KIND, Key
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 WAITING_SECONDS: Final = 2.0
 """Between looks at a name that an object on its way out still holds."""
 _NOTHING: Final = Plan()
-_NEEDS_NODES: Final = (GPUTypeRequired, GPUUnknown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ class Reconciler:
 
     @property
     def waiting_for_nodes(self) -> Iterable[Key]:
-        """Resources that a node may help."""
+        """Resources that couldn't be sized, which a node may help."""
         return tuple(self._waiting_for_nodes)
 
     async def reconcile(self, key: Key) -> Look:
@@ -91,9 +90,10 @@ class Reconciler:
             return self._forget(key)
         world = await observe(self._cluster, key, autoscalers=self._autoscalers_near(key))
         verdict = await self._decide(raw, world)
+        # At once: a node that comes while the rest is written should wake this key.
+        self._remember(key, verdict)
         verdict, world = await self._execute(key, verdict, world)
         reported, again = await self._report(raw, verdict, world)
-        self._remember(key, verdict)
         return _look(verdict, reported=reported, again=again)
 
     async def _decide(self, raw: Json, world: World) -> Verdict:
@@ -144,7 +144,7 @@ class Reconciler:
         return True, outcome.look_again_seconds
 
     def _remember(self, key: Key, verdict: Verdict) -> None:
-        if isinstance(verdict.problem, _NEEDS_NODES):
+        if isinstance(verdict.problem, TuningError):
             self._waiting_for_nodes.add(key)
         else:
             self._waiting_for_nodes.discard(key)

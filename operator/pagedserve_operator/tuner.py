@@ -39,6 +39,7 @@ class Tuner:
         self._fetch_config = fetch_config
         self._nodes: tuple[float, list[Json]] | None = None
         self._listing = asyncio.Lock()
+        self._changes = 0
 
     def kept(self, deployment: Json | None) -> Tuning | None:
         """The decision that stands on the Deployment, whatever it was made for."""
@@ -75,6 +76,7 @@ class Tuner:
     def forget_nodes(self) -> None:
         """Nodes have changed: the next one who asks lists them."""
         self._nodes = None
+        self._changes += 1
 
     async def _free(self, service: InferenceService, tuning: Tuning) -> int:
         nodes = await self._read_nodes()
@@ -89,9 +91,12 @@ class Tuner:
             return None
         async with self._listing:
             now = asyncio.get_running_loop().time()
-            if self._nodes is None or now - self._nodes[0] > NODES_SECONDS:
-                self._nodes = (now, await self._cluster.list("Node"))
-            return self._nodes[1]
+            if self._nodes is not None and now - self._nodes[0] <= NODES_SECONDS:
+                return self._nodes[1]
+            changes, nodes = self._changes, await self._cluster.list("Node")
+            # One that changed while they were listed may be missing in what was listed.
+            self._nodes = (now, nodes) if changes == self._changes else None
+            return nodes
 
 
 def _annotations(deployment: Json | None) -> Json:
