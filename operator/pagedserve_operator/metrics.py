@@ -115,9 +115,12 @@ class _Live(Collector):
             watches.add_metric([kind], age)
         yield watches
         resources = GaugeMetricFamily(
-            "pagedserve_operator_resources", "InferenceServices by condition", labels=["condition", "status"]
+            "pagedserve_operator_resources",
+            "InferenceServices by condition, as the process that writes last reported them",
+            labels=["condition", "status"],
         )
-        for pair, number in self._resources.tally().items():
+        # One that no longer leads would tell of the past.
+        for pair, number in self._resources.tally().items() if self._leading() else ():
             resources.add_metric(list(pair), number)
         yield resources
 

@@ -38,7 +38,7 @@ def shown(metrics: Metrics) -> dict[tuple[Any, ...], float]:
 
 def showing(**live: Any) -> tuple[Metrics, Resources]:
     metrics = Metrics()
-    given = {"queue": Queue(), "ages": dict, "leading": lambda: False, **live}
+    given = {"queue": Queue(), "ages": dict, "leading": lambda: True, **live}
     return metrics, metrics.show(**given)
 
 
@@ -92,6 +92,15 @@ def test_a_resource_that_is_gone_is_counted_no_more() -> None:
     resources.forget(CODE)
     assert not len(resources)
     assert not [name for name, *_ in shown(metrics) if name == "pagedserve_operator_resources"]
+
+
+def test_a_process_that_no_longer_leads_tells_nothing_of_resources() -> None:
+    leading = [True]
+    metrics, resources = showing(leading=lambda: leading[0])
+    resources.report(CHAT, conditions(Ready="True"))
+    assert ("pagedserve_operator_resources", "Ready", "True") in shown(metrics)
+    leading[0] = False
+    assert ("pagedserve_operator_resources", "Ready", "True") not in shown(metrics)
 
 
 def test_two_operators_in_one_process_count_apart() -> None:
