@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jsonschema_rs
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ QUICK = settings(
 )
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCHEMA = schema()["properties"]
+SPEC = jsonschema_rs.validator_for(strict(SCHEMA["spec"]))
 STATUS = jsonschema_rs.validator_for(strict(SCHEMA["status"]))
 NODES = [node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=8), node("n2", labels=gfd("Unheard-Of", 48000), gpu=1)]
 JUNK = [
@@ -126,6 +128,18 @@ def test_a_spec_has_one_hash_however_its_fields_are_ordered(spec: Json) -> None:
         return [reversed_fields(row) for row in value] if isinstance(value, list) else value
 
     assert inputs_hash(parse(resource(spec))) == inputs_hash(parse(resource(reversed_fields(spec))))
+
+
+@pytest.mark.parametrize("key", [".", "..", "..data", "a/b", "a b"])
+def test_a_key_that_no_secret_can_have_is_refused_by_the_schema(key: str) -> None:
+    spec: Json = {
+        "model": {"uri": "a"},
+        "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": ".a.b-c_d"}}}],
+    }
+    SPEC.validate(spec)
+    spec["env"][0]["valueFrom"]["secretKeyRef"]["key"] = key
+    with pytest.raises(jsonschema_rs.ValidationError):
+        SPEC.validate(spec)
 
 
 @given(feasible_specs(), st.data())

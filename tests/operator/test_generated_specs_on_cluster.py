@@ -61,7 +61,8 @@ def operator(
 
 def test_the_server_takes_every_spec_and_every_child_and_nothing_is_left_to_write(server: LiveServer) -> None:
     empty = {"name": "proxy", "image": "example/proxy:1", "command": [], "args": [], "env": [], "volumeMounts": []}
-    known = {"model": {"uri": "hf://example/model-8B"}, "podTemplate": {"sidecars": [{**empty, "resources": {}}]}}
+    known: JSON = {"model": {"uri": "hf://example/model-8B"}, "podTemplate": {"sidecars": [{**empty, "resources": {}}]}}
+    known["networkPolicy"] = {"enabled": True, "allowFrom": [{"ipBlock": {"cidr": "10.1.2.3/8"}}]}
     for spec in [known, *drawn(specs(FEW), 40)]:
         owner = parse(create(server, next_name(), spec))
         tuning, facts = gpu_tuning(count=owner.spec.gpu.count), Facts(served_kinds=OPTIONAL, secrets_hash="0123")

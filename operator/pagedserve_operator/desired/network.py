@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from pagedserve_operator.desired.head import head
+from pagedserve_operator.errors import SpecError
 from pagedserve_operator.names import selector_labels
 from pagedserve_operator.spec import InferenceService, Json
 
@@ -39,7 +42,7 @@ def network_policy(service: InferenceService) -> Json | None:
     policy = service.spec.network_policy
     if not policy.enabled:
         return None
-    peers = list(policy.allow_from) or [{"podSelector": {}}]
+    peers = [_peer(row) for row in policy.allow_from] or [{"podSelector": {}}]
     return {
         **head(service, "NetworkPolicy"),
         "spec": {
@@ -48,3 +51,14 @@ def network_policy(service: InferenceService) -> Json | None:
             "ingress": [{"from": peers, "ports": [{"port": "http", "protocol": "TCP"}]}],
         },
     }
+
+
+def _peer(row: Json) -> Json:
+    # The server refuses 10.1.2.3/8, which everybody reads as 10.0.0.0/8.
+    if "ipBlock" not in row:
+        return row
+    try:
+        network = ip_network(row["ipBlock"]["cidr"], strict=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpecError("spec.networkPolicy.allowFrom", "an ipBlock has no range: write cidr: 10.0.0.0/8") from error
+    return {"ipBlock": {**row["ipBlock"], "cidr": str(network)}}
