@@ -20,11 +20,14 @@ async def execute(cluster: Cluster, key: Key, plan: Plan, children: Children) ->
     """
     left, refused = dict(children), []
     for going in plan.deletes:
-        await cluster.delete(going.kind, key.namespace, going.name, uid=going.uid)
-        left[going.kind, going.name] = None
+        try:
+            await cluster.delete(going.kind, key.namespace, going.name, uid=going.uid)
+            left[going.kind, going.name] = None
+        except Rejected as error:
+            refused.append(f"to delete {going.kind} {going.name}: {error}")
     for coming in plan.applies:
         before = left.get(coming.key)
-        if before is not None and coming.follows and _has_replicas(before, coming):
+        if coming.follows and (before is None or _has_replicas(before, coming)):
             continue
         planned_on = _by_uid(before) if before is not None and coming.follows else before
         try:
