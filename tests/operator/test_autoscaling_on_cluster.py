@@ -159,9 +159,9 @@ def test_a_number_beside_somebodys_autoscaler_is_a_conflict(world: World) -> Non
 
 def autoscale(world: World, name: str, count: int) -> None:
     """What the autoscaler's controller does: a write of the scale subresource."""
-    path = world.client.path("apps/v1", "Deployment", name, "scale", namespace=world.namespace)
-    scale = world.client.request("GET", path)
-    world.client.request("PUT", path, {**scale, "spec": {"replicas": count}})
+    metadata = {"name": name, "namespace": world.namespace}
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}
+    world.client.patch(target, {"spec": {"replicas": count}}, subresource="scale", manager="autoscaler")
 
 
 def foreign_autoscaler(world: World, name: str, *, target: str, low: int) -> JSON:
