@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import uuid
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ import yaml
 
 from control_cluster import Cluster
 from node_stand_in import NodeStandIn, why_not
-from operator_world import World, condition_of, install_crd
-from operators import QUICK, OperatorThread
+from operator_world import World, condition_of
 from pagedserve_operator.desired.autoscaler import ENGINE_METRICS
 from pagedserve_operator.desired.monitoring import prometheus_rule
 from pagedserve_operator.names import ANNOTATION_SECRETS
@@ -35,12 +32,12 @@ from pagedserve_engine.config import EngineConfig
 from real_engine import (
     HURRY,
     LIFECYCLE,
-    LONG,
     SECONDS,
+    SLOW_IMAGE,
+    SLOW_SECONDS,
     Asking,
-    Stream,
     addresses,
-    engine_node,
+    engine_world,
     health,
     only_address,
     openai_at,
@@ -59,29 +56,22 @@ QUESTION: Any = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
-def place(control_plane: Cluster) -> Iterator[World]:
-    """One namespace for all: engines take long to start, and some tests share theirs."""
+def engines(control_plane: Cluster) -> Iterator[tuple[World, NodeStandIn]]:
+    """One namespace, node and operator for all: engines take long to start, and some tests share theirs."""
     if reason := why_not():
         pytest.skip(reason)
-    client, name = control_plane.client(), f"test-{uuid.uuid4().hex[:8]}"
-    client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    client.wait(lambda: client.find("v1", "ServiceAccount", "default", namespace=name), "its service account")
-    yield World(client, name)
-    client.delete("v1", "Namespace", name)
+    with engine_world(control_plane) as engines:
+        yield engines
 
 
 @pytest.fixture(scope="module")
-def node(place: World) -> Iterator[NodeStandIn]:
-    with engine_node(place.client, f"node-{place.namespace}") as node:
-        yield node
+def world(engines: tuple[World, NodeStandIn]) -> World:
+    return engines[0]
 
 
 @pytest.fixture(scope="module")
-def world(control_plane: Cluster, place: World, node: NodeStandIn) -> Iterator[World]:
-    """The namespace, with a node and an operator that looks at Secrets often."""
-    install_crd(control_plane)
-    with OperatorThread(control_plane.kubeconfig, QUICK.derive(secret_resync_seconds=0.5)):
-        yield place
+def node(engines: tuple[World, NodeStandIn]) -> NodeStandIn:
+    return engines[1]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +80,8 @@ def small(control_plane: Cluster, world: World) -> Iterator[JSON]:
     sample = yaml.safe_load(SAMPLE.read_text())
     sample["metadata"]["namespace"] = world.namespace
     sample["spec"] |= {"model": tiny(), "lifecycle": LIFECYCLE}
+    repository, tag = SLOW_IMAGE.split(":")
+    sample["spec"]["image"] = {"repository": repository, "tag": tag}
     control_plane.kubectl("apply", "-f=-", stdin=yaml.safe_dump(sample))
     loading = world.wait(SMALL, "Ready", "False", reason="ModelLoading", seconds=SECONDS)
     wait_served(world, SMALL)
@@ -129,15 +121,6 @@ def everything(world: World) -> str:
     return "everything"
 
 
-@pytest.fixture(scope="module")
-def pair(world: World) -> Iterator[str]:
-    """The name of a resource with two engines, whose rollouts need no room."""
-    world.create("pair", model=tiny(), replicas=2, lifecycle=LIFECYCLE, rollout={"strategy": "InPlace"})
-    wait_served(world, "pair")
-    yield "pair"
-    world.delete("pair")
-
-
 def pod_of(world: World, name: str) -> JSON:
     """The one pod that isn't leaving."""
     (pod,) = [pod for pod in world.pods(name) if "deletionTimestamp" not in pod["metadata"]]
@@ -150,20 +133,14 @@ def engine_of(pod: JSON) -> JSON:
     return status
 
 
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
 def test_a_model_that_loads_is_left_in_peace_and_said_to_load(world: World, small: JSON) -> None:
     assert "load the model" in condition_of(small, "Ready")["message"]
     assert condition_of(small, "Degraded")["status"] == "False"
     pod = pod_of(world, SMALL)
     assert engine_of(pod)["restartCount"] == 0
-    ready = next(row for row in pod["status"]["conditions"] if row["type"] == "Ready")
-    took = moment(ready["lastTransitionTime"]) - moment(engine_of(pod)["state"]["running"]["startedAt"])
     liveness = pod["spec"]["containers"][0]["livenessProbe"]
     patience = liveness["periodSeconds"] * liveness["failureThreshold"] / HURRY
-    assert took.total_seconds() > patience, "nothing is shown: liveness wouldn't have killed it either"
+    assert patience < SLOW_SECONDS / 2, "nothing is shown: liveness wouldn't have killed it either"
 
 
 def test_the_official_client_chats_where_the_service_leads(world: World, small: JSON) -> None:
@@ -293,91 +270,3 @@ def test_another_token_for_the_hub_rolls_the_engine_and_somebody_always_answers(
     assert asking.failures == []
     wait_served(world, everything)
     world.delete(everything)
-
-
-def test_a_rolling_update_cuts_no_stream_and_fails_no_request(world: World, pair: str) -> None:
-    ready = condition_of(world.get(pair), "Ready")
-    old = {pod["metadata"]["uid"] for pod in world.pods(pair)}
-    with Asking(world, pair) as asking:
-        asking.wait_answers(1)
-        streams = [Stream(address) for address in addresses(world, pair)]
-        assert len(streams) == 2
-        world.edit(pair, env=[{"name": "LOG_LEVEL", "value": "debug"}])
-        leaving = _wait_draining(world, streams)
-        assert leaving.runs
-        assert leaving.address not in addresses(world, pair)
-        wait_served(world, pair)
-        asking.wait_answers(2)
-    assert [stream.finish() for stream in streams] == [LONG, LONG]
-    assert asking.failures == []
-    assert condition_of(world.get(pair), "Ready")["lastTransitionTime"] == ready["lastTransitionTime"]
-    assert not old & {pod["metadata"]["uid"] for pod in world.pods(pair) if "deletionTimestamp" not in pod["metadata"]}
-
-
-def test_a_scale_down_cuts_no_stream_and_fails_no_request(control_plane: Cluster, world: World, pair: str) -> None:
-    with Asking(world, pair) as asking:
-        asking.wait_answers(1)
-        streams = [Stream(address) for address in addresses(world, pair)]
-        assert len(streams) == 2
-        control_plane.kubectl("-n", world.namespace, "scale", f"psvc/{pair}", "--replicas=1")
-        leaving = _wait_draining(world, streams)
-        assert leaving.runs
-        assert [stream.finish() for stream in streams] == [LONG, LONG]
-        world.client.wait(lambda: len(world.pods(pair)) == 1, "one engine is left", seconds=SECONDS)
-        asking.wait_answers(2)
-    assert asking.failures == []
-    assert addresses(world, pair) == [stream.address for stream in streams if stream is not leaving]
-
-
-def _wait_draining(world: World, streams: list[Stream]) -> Stream:
-    """The first stream whose engine takes no more requests."""
-
-    def draining() -> Stream | None:
-        return next((stream for stream in streams if health(stream.address) != 200), None)
-
-    return world.client.wait(draining, "an engine drains", seconds=SECONDS)
-
-
-def test_an_engine_that_cannot_start_says_why_until_the_spec_is_cured(world: World, node: NodeStandIn) -> None:
-    windows = {**tiny()["architecture"], "layerTypes": ["sliding", "sliding"], "slidingWindow": 32}
-    endless = {**tiny()["architecture"], "maxPositionEmbeddings": 131072}
-    lost = "/nowhere/small-135M"
-    cases: dict[str, tuple[JSON, JSON, str, str]] = {
-        "lost": (tiny(uri=lost), {}, "CrashLoop", f"MODEL is '{lost}': no such file or folder"),
-        "long": (
-            tiny(architecture=endless, maxModelLen=100_000),
-            {},
-            "CrashLoop",
-            "MAX_MODEL_LEN is 100000 and the model holds 8192 tokens",
-        ),
-        "large": (
-            tiny(architecture=windows, maxModelLen=8000),
-            {"numBlocks": 16, "maxBatchTokens": 64},
-            "ModelDoesNotFit",
-            "MAX_MODEL_LEN is 8000: one sequence of that length takes",
-        ),
-    }
-    for name, (model, tuning, *_) in cases.items():
-        world.create(name, model=model, tuning=tuning, lifecycle=LIFECYCLE)
-    for name, (*_, reason, message) in cases.items():
-        refused = world.wait(name, "Ready", "False", reason=reason, seconds=SECONDS)
-        assert message in condition_of(refused, "Ready")["message"]
-        assert condition_of(refused, "TuningResolved")["status"] == "True"
-        assert (condition_of(refused, "Degraded")["status"], condition_of(refused, "Degraded")["reason"]) == (
-            "True",
-            reason,
-        )
-        assert "Available" not in world.events(name)
-    world.delete("long")
-    world.delete("large")
-    world.edit("lost", model={"uri": tiny()["uri"]})
-    cured = wait_served(world, "lost")
-    assert condition_of(cured, "Degraded")["status"] == "False"
-    world.delete("lost")
-
-
-def test_an_image_that_cannot_be_pulled_is_named(world: World, node: NodeStandIn) -> None:
-    world.create("unpulled", image={"repository": "registry.example/engines/lost", "tag": "v9"})
-    refused = world.wait("unpulled", "Ready", "False", reason="ImagePullFailed", seconds=SECONDS)
-    assert "image registry.example/engines/lost:v9 can't be pulled" in condition_of(refused, "Ready")["message"]
-    world.delete("unpulled")

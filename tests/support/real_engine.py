@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
 import sys
 import threading
 import urllib.parse
 import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from control_client import Client
+from control_cluster import Cluster
 from models import tiny_chat_model
 from node_stand_in import NodeStandIn
-from operator_world import World, condition_of
-from operators import QUICK
+from operator_world import World, condition_of, install_crd
+from operators import QUICK, OperatorThread
 
 JSON = dict[str, Any]
 
 COMMAND = (sys.executable, "-m", "pagedserve_engine", "serve")
 """What the engine's image runs."""
-LONG = 2500
+SLOW_IMAGE = "pagedserve/engine:slow"
+SLOW_SECONDS = 3
+"""For so long an engine of that image answers nobody, not even its probes: what big libraries take on slow disks."""
+LONG = 1800
 """Tokens of an answer that takes seconds, however fast the machine."""
 SECONDS = 180.0
 """Several engines that start together share two cores."""
 HURRY = 50.0
-"""So fast come the probes that liveness would kill whatever still loads, were it asked."""
+"""So fast come the probes that liveness would kill what is slow to answer, were it asked."""
 PAUSE_SECONDS = 0.05
 """Between two short questions."""
 QUESTION: JSON = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
@@ -36,11 +43,22 @@ LIFECYCLE: JSON = {"startupTimeoutSeconds": 86400, "preStopSeconds": 2, "drainSe
 """A stand-in that hurries hurries the startup's budget, too."""
 
 
-def engine_node(client: Client, name: str) -> NodeStandIn:
-    """A node that runs real engines; one that fails isn't started a third time."""
-    return NodeStandIn(
-        client, name, images={QUICK.engine_image: COMMAND}, hurry=HURRY, backoff=600.0 * HURRY, subnet=78
-    )
+@contextmanager
+def engine_world(control_plane: Cluster) -> Iterator[tuple[World, NodeStandIn]]:
+    """A namespace with an operator that looks at Secrets often, and a node whose engines are real.
+
+    An engine that fails isn't started a third time.
+    """
+    client, name = control_plane.client(), f"test-{uuid.uuid4().hex[:8]}"
+    client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    client.wait(lambda: client.find("v1", "ServiceAccount", "default", namespace=name), "its service account")
+    install_crd(control_plane)
+    slow = ["/bin/sh", "-c", f"sleep {SLOW_SECONDS}; exec {shlex.join(COMMAND)}"]
+    images = {QUICK.engine_image: COMMAND, SLOW_IMAGE: slow}
+    node = NodeStandIn(client, f"node-{name}", images=images, hurry=HURRY, backoff=600.0 * HURRY, subnet=78)
+    with node, OperatorThread(control_plane.kubeconfig, QUICK.derive(secret_resync_seconds=0.5)):
+        yield World(client, name), node
+    client.delete("v1", "Namespace", name)
 
 
 def tiny(**fields: Any) -> JSON:
