@@ -115,8 +115,8 @@ class Operator:
 
     def autoscaler_changed(self, autoscaler: Mapping[str, Any], deleted: bool) -> None:
         """An autoscaler came, went or changed: whoever's Deployment it scales is looked at."""
-        self.autoscalers.saw(autoscaler, deleted)
-        self.wake(keys_of_autoscaler(autoscaler))
+        if self.autoscalers.saw(autoscaler, deleted):
+            self.wake(keys_of_autoscaler(autoscaler))
 
     def _fence(self) -> None:
         self.leader.fence()

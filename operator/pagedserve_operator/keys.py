@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -45,15 +46,24 @@ class Autoscalers:
 
     def __init__(self) -> None:
         self._names: dict[Key, set[str]] = {}
+        self._signatures: dict[tuple[str, str], str] = {}
 
-    def saw(self, autoscaler: Mapping[str, Any], deleted: bool) -> None:
-        """An autoscaler came, changed or went; one that changed its target stays a hint for the old one."""
+    def saw(self, autoscaler: Mapping[str, Any], deleted: bool) -> bool:
+        """An autoscaler came, changed or went: whether any verdict may change with it.
+
+        One that changed its target stays a hint for the old one.
+        """
         name = autoscaler["metadata"]["name"]
+        place = (autoscaler["metadata"]["namespace"], name)
+        before, now = self._signatures.pop(place, None), None if deleted else signature_of_autoscaler(autoscaler)
+        if now is not None:
+            self._signatures[place] = now
         for key in keys_of_autoscaler(autoscaler):
             names = self._names.setdefault(key, set())
             (names.discard if deleted else names.add)(name)
             if not names:
                 del self._names[key]
+        return deleted or now != before
 
     def near(self, key: Key) -> frozenset[str]:
         """Names worth reading for this resource, its own among them."""
@@ -77,6 +87,15 @@ class Nodes:
         if signature is not None:
             self._signatures[name] = signature
         return signature != before
+
+
+def signature_of_autoscaler(autoscaler: Mapping[str, Any]) -> str:
+    """What plan and status see of an autoscaler; the metrics that it measures every 15 s leave it as it is."""
+    metadata, status = autoscaler["metadata"], autoscaler.get("status") or {}
+    seen = {name: value for name, value in metadata.items() if name not in ("resourceVersion", "managedFields")}
+    owners = [entry for entry in metadata.get("managedFields") or () if not entry.get("subresource")]
+    parts = [seen, owners, autoscaler.get("spec"), status.get("conditions")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def signature_of_node(node: Json) -> str:

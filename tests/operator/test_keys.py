@@ -118,6 +118,35 @@ def test_an_autoscaler_that_never_was_can_go() -> None:
     assert autoscalers.near(Key("models", "chat")) == {"chat"}
 
 
+def measured(scaled: dict[str, Any], percent: int) -> dict[str, Any]:
+    """The autoscaler after one of its rounds."""
+    metadata = {
+        **scaled["metadata"],
+        "resourceVersion": str(percent),
+        "managedFields": [{"manager": "controller", "subresource": "status", "time": f"{percent}"}],
+    }
+    conditions = [{"type": "ScalingActive", "status": "True", "reason": "ValidMetricFound"}]
+    metrics = [{"containerResource": {"current": {"averageUtilization": percent}}}]
+    return {**scaled, "metadata": metadata, "status": {"currentMetrics": metrics, "conditions": conditions}}
+
+
+def test_what_an_autoscaler_measures_wakes_nobody_and_what_it_concludes_does() -> None:
+    autoscalers, first = Autoscalers(), measured(scaler("strange", "chat"), 50)
+    assert autoscalers.saw(first, False)
+    assert not autoscalers.saw(measured(scaler("strange", "chat"), 60), False)
+    failing = measured(scaler("strange", "chat"), 61)
+    failing["status"]["conditions"][0]["status"] = "False"
+    assert autoscalers.saw(failing, False)
+    assert autoscalers.saw(measured(scaler("strange", "embed"), 62), False)
+    edited = measured(scaler("strange", "embed"), 63)
+    edited["metadata"]["labels"] = {"team": "a"}
+    assert autoscalers.saw(edited, False)
+    edited["metadata"]["managedFields"].append({"manager": "kubectl", "time": "64"})
+    assert autoscalers.saw(edited, False)
+    assert autoscalers.saw(edited, True)
+    assert autoscalers.saw(edited, False)
+
+
 def test_only_nodes_whose_gpus_change_are_told_and_those_that_went_are_forgotten() -> None:
     nodes, one = Nodes(), node("n1", labels=gfd("NVIDIA-L4", 23034), gpu=2)
     assert nodes.saw(one, deleted=False)
