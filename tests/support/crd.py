@@ -84,3 +84,6 @@ def wait_until_served(cluster: Cluster) -> None:
 
     client.wait(established, "the CRD is established")
     client.wait(lambda: client.list("pagedserve.dev/v1alpha1", "InferenceService") is not None, "resources are served")
+    # What kubectl goes by comes a little later than the resources themselves.
+    documented = "apis/pagedserve.dev/v1alpha1"
+    client.wait(lambda: documented in str(client.request("GET", "/openapi/v3")), "the schema is published")
