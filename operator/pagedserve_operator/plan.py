@@ -42,8 +42,6 @@ class Apply:
 
     manifest: Json
     manager: str
-    resource_version: str | None
-    """What it was planned on; None: the object must not exist yet (or, with ``follows``, is made by this plan)."""
     why: str
     follows: bool = False
     """Whether an earlier apply of this plan writes the same object: then that one's answer has the resource version."""
@@ -61,7 +59,6 @@ class Delete:
     kind: str
     name: str
     uid: str
-    resource_version: str | None
     why: str
 
 
@@ -120,13 +117,12 @@ def plan(service: InferenceService, desired: Sequence[Json], observed: Mapping[C
 
 def _apply(manifest: Json, existing: Json | None) -> Iterator[Apply]:
     if existing is None:
-        yield Apply(manifest=manifest, manager=MANAGER, resource_version=None, why="is missing")
+        yield Apply(manifest=manifest, manager=MANAGER, why="is missing")
         return
     paths = list(differences(manifest, existing, manager=MANAGER))
     if paths:
         why = ", ".join(paths[:_NAMED_PATHS]) + (f" and {len(paths) - _NAMED_PATHS} more" * (len(paths) > _NAMED_PATHS))
-        version = existing["metadata"].get("resourceVersion")
-        yield Apply(manifest=manifest, manager=MANAGER, resource_version=version, why=why)
+        yield Apply(manifest=manifest, manager=MANAGER, why=why)
 
 
 def _replicas(service: InferenceService, existing: Json | None, *, planned: bool) -> Iterator[Apply]:
@@ -139,9 +135,8 @@ def _replicas(service: InferenceService, existing: Json | None, *, planned: bool
         "metadata": {"name": service.key.name, "namespace": service.key.namespace},
         "spec": {"replicas": count},
     }
-    version = None if existing is None else existing["metadata"].get("resourceVersion")
     why = f"replicas: {count}"
-    yield Apply(manifest=manifest, manager=REPLICAS_MANAGER, resource_version=version, why=why, follows=planned)
+    yield Apply(manifest=manifest, manager=REPLICAS_MANAGER, why=why, follows=planned)
 
 
 def _stated_replicas(service: InferenceService, existing: Json | None) -> int | None:
@@ -179,8 +174,7 @@ def _prune(
 def _delete(key: ChildKey, existing: Json, why: str) -> Delete:
     kind, name = key
     metadata = existing["metadata"]
-    version = metadata.get("resourceVersion")
-    return Delete(kind=kind, name=name, uid=metadata["uid"], resource_version=version, why=why)
+    return Delete(kind=kind, name=name, uid=metadata["uid"], why=why)
 
 
 def is_ours(service: InferenceService, existing: Json) -> bool:

@@ -90,17 +90,15 @@ def test_a_child_that_was_deleted_comes_back(kind: str):
     assert key in server.objects
 
 
-def test_a_child_must_not_exist_yet_where_it_was_planned_on_absence():
+def test_only_replicas_follow_an_apply_of_the_same_plan():
     first = planned(FakeServer())
-    assert {apply.resource_version for apply in first.applies} == {None}
     assert [apply.manager for apply in first.applies if apply.follows] == [REPLICAS_MANAGER]
 
 
-def test_applies_carry_the_version_that_they_were_planned_on():
+def test_an_apply_says_which_field_it_is_for():
     server = settled()
     server.objects[DEPLOYMENT]["spec"]["progressDeadlineSeconds"] = 1
     (apply,) = planned(server).applies
-    assert apply.resource_version == server.objects[DEPLOYMENT]["metadata"]["resourceVersion"]
     assert apply.why == "spec.progressDeadlineSeconds"
 
 
@@ -183,7 +181,6 @@ def test_only_the_very_object_is_deleted():
     uid = server.objects[AUTOSCALER]["metadata"]["uid"]
     (delete,) = (delete for delete in planned(server).deletes if delete.kind == "HorizontalPodAutoscaler")
     assert delete.uid == uid
-    assert delete.resource_version == server.objects[AUTOSCALER]["metadata"]["resourceVersion"]
 
 
 def test_what_pods_mount_goes_only_after_the_deployment_has_let_go_of_it():

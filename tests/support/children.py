@@ -125,8 +125,6 @@ class FakeServer:
 
     def _apply(self, apply: Apply) -> None:
         found = self.objects.get(apply.key)
-        if not apply.follows:
-            assert apply.resource_version == (found and found["metadata"]["resourceVersion"])
         manifest = copy.deepcopy(apply.manifest)
         fields = {name: manifest[name] for name in manifest if name not in ("apiVersion", "kind", "metadata")}
         fields["metadata"] = {

@@ -39,19 +39,13 @@ class LiveServer:
     def execute(self, plan: Plan) -> None:
         for delete in plan.deletes:
             path = self.client.path(KINDS[delete.kind].api_version, delete.kind, delete.name, namespace=self.namespace)
-            preconditions = {"uid": delete.uid, "resourceVersion": delete.resource_version}
+            preconditions = {"uid": delete.uid}
             self.client.request("DELETE", path, {"preconditions": preconditions, "propagationPolicy": "Background"})
-        uids: dict[ChildKey, str] = {}
         for apply in plan.applies:
-            if apply.follows:
-                condition: Json = {"uid": uids[apply.key]}
-            elif apply.resource_version is None:
-                condition = MUST_NOT_EXIST
-            else:
-                condition = {"resourceVersion": apply.resource_version}
+            found = self.find(apply.key)
+            condition = MUST_NOT_EXIST if found is None else {"uid": found["metadata"]["uid"]}
             manifest = {**apply.manifest, "metadata": {**apply.manifest["metadata"], **condition}}
-            answer = self.client.apply(manifest, manager=apply.manager)
-            uids[apply.key] = answer["metadata"]["uid"]
+            self.client.apply(manifest, manager=apply.manager)
 
 
 def leaves(manifest: Any, observed: Any, at: Pointer = ()) -> Iterator[Pointer]:
