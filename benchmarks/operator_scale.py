@@ -192,9 +192,9 @@ def _peak_mib(pid: int) -> float:
 
 
 def _show(title: str, values: dict[str, object]) -> None:
-    print(title)
+    print(title, flush=True)
     for name, value in values.items():
-        print(f"  {name:28} {value}")
+        print(f"  {name:28} {value}", flush=True)
 
 
 def _judge(values: dict[str, object]) -> int:
