@@ -28,8 +28,8 @@ from pagedserve_engine.memory import MemoryInputs, plan_memory
 from pagedserve_operator.status.pods import Survey, examine, survey
 
 
-def survey_of(*pods: dict[str, Any], wanted: int = 1, rolling: bool = False, after: float = 0) -> Survey:
-    return survey(pods, wanted=wanted, rolling=rolling, gpu=GPU, now=NOW + timedelta(seconds=after))
+def survey_of(*pods: dict[str, Any], wanted: int = 1, updated: int | None = None, after: float = 0) -> Survey:
+    return survey(pods, wanted=wanted, updated=updated, gpu=GPU, now=NOW + timedelta(seconds=after))
 
 
 SINGLE = {
@@ -326,15 +326,20 @@ def test_a_draining_pod_excuses_no_missing_node() -> None:
 
 def test_a_rollout_without_a_gpu_is_blocked_only_beside_pods_of_the_old_template() -> None:
     new = unscheduled_pod("b", template="t2", born=10)
-    assert survey_of(ready_pod("a", template="t1"), new, rolling=True).trouble == "RolloutBlocked"
-    assert survey_of(new, rolling=True).trouble == "InsufficientGPU"
+    assert survey_of(ready_pod("a", template="t1"), new, updated=1).trouble == "RolloutBlocked"
+    assert survey_of(new, updated=1).trouble == "InsufficientGPU"
     assert survey_of(ready_pod("a", template="t1"), new).trouble == "InsufficientGPU"
 
 
 def test_during_a_rollout_the_newest_template_is_judged() -> None:
     old = [crashing_pod("a", template="t1", born=900), crashing_pod("a2", template="t1", born=5)]
-    assert survey_of(*old, loading_pod("b", template="t2", born=10), rolling=True).trouble == ""
-    assert survey_of(*old, rolling=True).trouble == "CrashLoop"
+    assert survey_of(*old, loading_pod("b", template="t2", born=10), updated=1).trouble == ""
+    assert survey_of(*old, updated=1).trouble == "CrashLoop"
+
+
+def test_during_a_rollback_the_older_template_is_judged_which_is_wanted_again() -> None:
+    back = [ready_pod("a", template="t1", born=900), crashing_pod("c", template="t1", born=10)]
+    assert survey_of(*back, ready_pod("b", template="t2", born=300), wanted=3, updated=2).trouble == "CrashLoop"
 
 
 def test_the_names_in_a_story_are_few_and_sorted() -> None:

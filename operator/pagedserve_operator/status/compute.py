@@ -58,7 +58,8 @@ def compute(
     old = table(raw, "status")
     workload = read_workload(observation.deployment)
     gpu = tuning.gpu if tuning is not None else None
-    pods = survey(observation.pods, wanted=workload.wanted, rolling=workload.rolling, gpu=gpu, now=now)
+    updated = workload.updated if workload.rolling else None
+    pods = survey(observation.pods, wanted=workload.wanted, updated=updated, gpu=gpu, now=now)
     facts = Facts(
         service=service, tuning=tuning, problem=problem, workload=workload, pods=pods, old=read_conditions(old)
     )

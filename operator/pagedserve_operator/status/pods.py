@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -86,11 +87,14 @@ class Survey:
         return tuple(found.cause.recheck for found in self.findings if found.cause.recheck is not None)
 
 
-def survey(pods: Sequence[Json], *, wanted: int, rolling: bool, gpu: ResolvedGpu | None, now: datetime) -> Survey:
-    """Diagnose the pods; those being deleted are no trouble, nor, during a rollout, is what the old template does."""
+def survey(pods: Sequence[Json], *, wanted: int, updated: int | None, gpu: ResolvedGpu | None, now: datetime) -> Survey:
+    """Diagnose the pods; those being deleted are no trouble, nor, during a rollout, is what the old template does.
+
+    ``updated`` counts the newest template's pods as the Deployment does; None where nothing rolls.
+    """
     live = [pod for pod in pods if not _leaving(pod)]
     ready = sum(_ready(pod) for pod in live)
-    newest = _newest_template(pods) if rolling else ""
+    newest = _newest_template(pods, live, updated) if updated is not None else ""
     judged = [pod for pod in live if _template(pod) == newest] if newest else live
     findings = [
         Finding(text(pod, "metadata", "name") or "without a name", cause)
@@ -98,7 +102,7 @@ def survey(pods: Sequence[Json], *, wanted: int, rolling: bool, gpu: ResolvedGpu
         if (cause := examine(pod, gpu=gpu, now=now)) is not None and (cause.reason != "PodFailed" or ready < wanted)
     ]
     findings = _excuse_drains(findings, pods, now)
-    if rolling and any(_template(pod) != newest for pod in live):
+    if updated is not None and any(_template(pod) != newest for pod in live):
         findings = [_blocked(found) for found in findings]
     return Survey(
         ready=ready,
@@ -221,8 +225,16 @@ def _template(pod: Json) -> str:
     return text(pod, "metadata", "labels", "pod-template-hash")
 
 
-def _newest_template(pods: Sequence[Json]) -> str:
-    """The template whose first pod is the youngest: an old template's pods may be replaced meanwhile."""
+def _newest_template(pods: Sequence[Json], live: Sequence[Json], updated: int) -> str:
+    """The one template with as many pods as the Deployment calls updated; else the one whose first pod is the youngest.
+
+    Youth alone would miss a rollback, whose template is the older one, and the pods' number alone a look between two
+    counts. An old template's pods may be replaced meanwhile, so that the youngest pod says nothing.
+    """
+    counted = Counter(map(_template, live))
+    alike = [template for template, count in counted.items() if count == updated]
+    if len(alike) == 1:
+        return alike[0]
     births: dict[str, str] = {}
     for pod in pods:
         born, template = text(pod, "metadata", "creationTimestamp"), _template(pod)
