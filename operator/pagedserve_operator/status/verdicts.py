@@ -18,9 +18,9 @@ from pagedserve_operator.status.workload import Workload
 from pagedserve_operator.tuning import Tuning
 
 _WAITING: Final[Mapping[str, str]] = {
-    "ModelLoading": "the others load the model",
+    "ModelLoading": "the model is being loaded",
     "WaitingForDrain": "a new pod takes the place of one that still drains",
-    "PodsStarting": "the others are starting",
+    "PodsStarting": "pods are starting",
 }
 _CARRIED: Final = frozenset({"Complete", "RollingOut", *_WAITING})
 
