@@ -285,6 +285,17 @@ def test_pods_that_wait_for_a_node_take_what_is_free() -> None:
     assert free([node("a", labels=L4, gpu=2)], [pod(None, 3, phase="Pending")]) == 0
 
 
+def test_a_pod_that_waits_for_other_nodes_takes_nothing_here() -> None:
+    by_selector, by_affinity = pod(None, 3, phase="Pending"), pod(None, 3, phase="Pending")
+    by_selector["spec"]["nodeSelector"] = {"nvidia.com/gpu.product": "NVIDIA-H200"}
+    expression = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-H200"]}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    by_affinity["spec"]["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    assert free([node("a", labels=L4, gpu=4)], [by_selector, by_affinity]) == 4
+    expression["values"].append("NVIDIA-L4")
+    assert free([node("a", labels=L4, gpu=4)], [by_selector, by_affinity]) == 1
+
+
 def test_another_resource_takes_nothing() -> None:
     assert free([node("a", labels=L4, gpu=2)], [pod("a", 2, resource="nvidia.com/mig-1g.10gb")]) == 2
 

@@ -115,15 +115,20 @@ def most_free(
 ) -> int:
     """The most devices of ``resource`` that are free on one node that such a pod may run on.
 
-    A pod that ends still holds its devices, and one that waits for a node may take any: both count.
+    A pod that ends still holds its devices, and one that waits for a node may take any that it can land on: both count.
     """
     used: Counter[str] = Counter()
+    waiting: list[tuple[Json, int]] = []
     for pod in pods:
-        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-            used[(pod.get("spec") or {}).get("nodeName") or ""] += _requested(pod, resource)
-    waiting = used.pop("", 0)
+        spec, wanted = pod.get("spec") or {}, _requested(pod, resource)
+        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or not wanted:
+            continue
+        if spec.get("nodeName"):
+            used[spec["nodeName"]] += wanted
+        else:
+            waiting.append((spec, wanted))
     free = [
-        gpu.allocatable - used[gpu.node]
+        gpu.allocatable - used[gpu.node] - sum(wanted for spec, wanted in waiting if _may_land(spec, gpu))
         for node in nodes
         for gpu in read_node(node)
         if gpu.resource == resource
@@ -131,7 +136,24 @@ def most_free(
         and allowed(gpu, node_selector, tolerations)
         and all(gpu.labels.get(key) in values for key, values in pin.items())
     ]
-    return max(0, max(free, default=0) - waiting)
+    return max(0, max(free, default=0))
+
+
+def _may_land(spec: Json, gpu: NodeGpu) -> bool:
+    """Whether a pod's selector and required affinity leave it this node; only the operator In shuts one out."""
+    if any(gpu.labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
+        return False
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or ()
+    return not terms or any(_fits(term, gpu) for term in terms)
+
+
+def _fits(term: Json, gpu: NodeGpu) -> bool:
+    return all(
+        gpu.labels.get(row.get("key", "")) in (row.get("values") or ())
+        for row in term.get("matchExpressions") or ()
+        if row.get("operator") == "In"
+    )
 
 
 def _requested(pod: Json, resource: str) -> int:
