@@ -73,8 +73,8 @@ def main() -> int:
         _show(f"{options.resources:,} InferenceServices at once", vars(arrival))
         steady = _stay(cluster, operator, options.steady_seconds)
         _show(f"steady for {options.steady_seconds:g} s", steady)
-    result = {"hardware": hardware(), "arrival": vars(arrival), "steady": steady, "bars": BARS}
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"hardware": hardware(), "arrival": vars(arrival), "steady": steady, "bars": BARS}
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
     return _judge({**vars(arrival), **steady})
 
 
