@@ -8,7 +8,7 @@ default, which is one replica.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pagedserve_operator.drift import differences, owned_fields
@@ -107,9 +107,8 @@ def plan(service: InferenceService, desired: Sequence[Json], observed: Mapping[C
             continue
         manifest, kept = fitted(child, existing)
         notes += kept
-        applies += _apply(manifest, existing)
-        if key[0] == "Deployment":
-            applies += _replicas(service, existing, planned=bool(applies) and applies[-1].key == key)
+        writes = list(_apply(manifest, existing))
+        applies += _with_replicas(service, writes, existing) if key[0] == "Deployment" else writes
     rolls = any(apply.key[0] == "Deployment" for apply in applies)
     deletes += _prune(service, wanted, observed, keep=_MOUNTED if rolls else frozenset())
     return Plan(deletes=tuple(deletes), applies=tuple(applies), waiting=tuple(waiting), notes=tuple(notes))
@@ -123,6 +122,15 @@ def _apply(manifest: Json, existing: Json | None) -> Iterator[Apply]:
     if paths:
         why = ", ".join(paths[:_NAMED_PATHS]) + (f" and {len(paths) - _NAMED_PATHS} more" * (len(paths) > _NAMED_PATHS))
         yield Apply(manifest=manifest, manager=MANAGER, why=why)
+
+
+def _with_replicas(service: InferenceService, writes: list[Apply], existing: Json | None) -> list[Apply]:
+    scaling = list(_replicas(service, existing, planned=bool(writes)))
+    if existing is not None and scaling and scaling[0].manifest["spec"]["replicas"] < existing["spec"]["replicas"]:
+        # Kubernetes' controller rolls nothing any more where a roll-out that has begun is scaled down to just the
+        # pods that are left of the old template. And pods that are to go needn't be rolled.
+        return [replace(scaling[0], follows=False), *writes]
+    return [*writes, *scaling]
 
 
 def _replicas(service: InferenceService, existing: Json | None, *, planned: bool) -> Iterator[Apply]:

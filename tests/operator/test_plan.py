@@ -95,6 +95,14 @@ def test_only_replicas_follow_an_apply_of_the_same_plan():
     assert [apply.manager for apply in first.applies if apply.follows] == [REPLICAS_MANAGER]
 
 
+@pytest.mark.parametrize(("count", "managers"), [(1, [REPLICAS_MANAGER, MANAGER]), (5, [MANAGER, REPLICAS_MANAGER])])
+def test_fewer_replicas_are_written_before_a_new_template_and_more_after_it(count: int, managers: list[str]):
+    server = settled({"replicas": 3})
+    changed = planned(server, {"replicas": count, "env": [{"name": "ATTENTION", "value": "reference"}]})
+    assert [apply.manager for apply in changed.applies] == managers
+    assert [apply.follows for apply in changed.applies] == [False, count > 3]
+
+
 def test_an_apply_says_which_field_it_is_for():
     server = settled()
     server.objects[DEPLOYMENT]["spec"]["progressDeadlineSeconds"] = 1
