@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -114,10 +115,11 @@ class OperatorThread:
         # Sockets are cut first, so that nothing that a cancelled task does in its last moments reaches the server.
         if self._dead.is_set():
             self._cut_connections()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        # One whose call fails as its cancellation comes takes the failure for the call's end, and goes on.
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(_settled(tasks))
         # A connection that was closed in good order still says goodbye when the loop ends.
         self._cut_connections()
         self._loop.run_until_complete(asyncio.sleep(0))
@@ -128,6 +130,16 @@ class OperatorThread:
     def _cut_connections(self) -> None:
         for transport in list(getattr(self._loop, "_transports", {}).values()):
             transport.abort()
+
+
+async def _settled(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait a little for the tasks, and take note of what they ended with."""
+    # Kopf, on its way out, cancels every task that it finds: this one, too.
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait(tasks, timeout=0.5)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()
 
 
 class OperatorProcess:

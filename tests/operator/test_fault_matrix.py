@@ -1,0 +1,197 @@
+"""Whatever befalls the operator at whichever call, it ends where an undisturbed run ends.
+
+One resource with every kind of child is created, updated and deleted. Each call of that is struck by each kind of
+fault, and the operator dies before and after each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_cluster import Cluster
+from fake_nodes import FakeNodes
+from fault_calls import Address, Call
+from fault_matrix import NAME, Herd, Operation, Point, is_of_a_copy
+from fault_proxy import FaultProxy
+from fault_rules import Fault, When
+from operator_world import condition_of, install_crd
+from operators import QUICK, OperatorProcess, OperatorThread
+from pagedserve_operator.names import API_VERSION, KIND
+
+JSON = dict[str, Any]
+
+Death = Callable[[Callable[[Call], None]], Fault]
+
+FAULTS = {
+    "refused": [Fault.status(409), Fault.status(429)],
+    "in trouble": [Fault.status(500), Fault.status(503)],
+    "lost": [Fault.reset(), Fault.timeout_after_commit(), Fault.timeout_after_commit(seconds=None)],
+}
+"""Some at a time: what one copy meets leaves the others alone, but all of them are more than two cores carry."""
+CONFIG = replace(
+    QUICK,
+    workers=16,
+    request_seconds=3.0,
+    gather_seconds=1.0,
+    lease_seconds=60.0,
+    renew_deadline_seconds=40.0,
+    renew_seconds=1.0,
+)
+"""Few looks, each with many events: what counts is that each call of a look is struck."""
+_LEASE = ("lease_seconds", "renew_deadline_seconds", "renew_seconds")
+HOLDING = replace(CONFIG, workers=400, request_seconds=100.0)
+"""Every copy may hold a worker at its point."""
+
+
+@pytest.fixture(scope="module")
+def herd(control_plane: Cluster, _kubelets: FakeNodes, request: pytest.FixtureRequest) -> Iterator[Herd]:
+    """An undisturbed run has given the golden states and the calls."""
+    install_crd(control_plane)
+    _kubelets.add_gpu_node("fault-matrix", gpus=5001, pods=10_000, cpu="20001", memory="90Ti")
+    with FaultProxy(control_plane.url, ca=control_plane.ca, token=control_plane.token) as proxy:
+        herd = Herd(control_plane.client(), proxy)
+        with OperatorThread(proxy.kubeconfig(), CONFIG):
+            (first,) = herd.namespaces(1)
+            herd.record(Operation.CREATE, first, _is_made)
+            herd.shared = _shared(proxy)
+            herd.record(Operation.UPDATE, first, _is_updated)
+            herd.record(Operation.DELETE, first, lambda state: not state)
+        yield herd
+        _print(request, herd)
+    _kubelets.clear()
+
+
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_a_fault_at_any_call_changes_nothing_in_the_end(herd: Herd, faults: Sequence[Fault]) -> None:
+    namespaces = herd.namespaces(len(faults) * herd.most_calls)
+    with OperatorThread(herd.proxy.kubeconfig(), CONFIG) as thread:
+        for operation in Operation:
+            places = zip(itertools.product(herd.addresses[operation], faults), namespaces, strict=False)
+            points = [herd.place(fault, address, namespace) for (address, fault), namespace in places]
+            herd.run(operation, namespaces, points)
+            herd.assert_quiet(thread, operation, namespaces)
+
+
+@pytest.mark.parametrize("death", [Fault.crash_before, Fault.crash_after], ids=["before", "after"])
+def test_a_death_before_or_after_any_call_changes_nothing_in_the_end(herd: Herd, death: Death) -> None:
+    namespaces = herd.namespaces(herd.most_calls)
+    for operation in Operation:
+        with OperatorThread(herd.proxy.kubeconfig(), HOLDING) as doomed:
+            points = _hold(herd, operation, herd.addresses[operation], namespaces, [death])
+            doomed.die()
+            doomed.join()
+        herd.close(operation, points)
+        with OperatorThread(herd.proxy.kubeconfig(), CONFIG) as thread:
+            herd.await_golden(operation, namespaces)
+            herd.assert_quiet(thread, operation, namespaces)
+
+
+def test_a_sigkill_before_or_after_each_kind_of_call_changes_nothing_in_the_end(herd: Herd, tmp_path: Path) -> None:
+    kinds = {
+        operation: [address for address in calls if address.index == 0] for operation, calls in herd.addresses.items()
+    }
+    namespaces = herd.namespaces(2 * max(len(calls) for calls in kinds.values()))
+    names = ("identity", "workers", "request_seconds", "gather_seconds")
+    settings = {name.upper(): str(getattr(HOLDING, name)) for name in (*names, *_LEASE)}
+    with OperatorProcess(herd.proxy.kubeconfig(), tmp_path, **settings) as process:
+        for operation in Operation:
+            points = _hold(herd, operation, kinds[operation], namespaces, [Fault.crash_before, Fault.crash_after])
+            process.kill()
+            herd.close(operation, points)
+            process.start()
+            herd.await_golden(operation, namespaces)
+
+
+def _hold(
+    herd: Herd, operation: Operation, addresses: Sequence[Address], namespaces: Sequence[str], deaths: Sequence[Death]
+) -> list[Point]:
+    """Every copy is at its point, before or after its call; the next step is the operator's death."""
+    held: set[str] = set()
+
+    def hold(call: Call) -> None:
+        held.add(call.namespace)
+
+    places = zip(itertools.product(addresses, [death(hold) for death in deaths]), namespaces, strict=False)
+    points = [herd.place(fault, address, namespace) for (address, fault), namespace in places]
+    for namespace in namespaces:
+        herd.act(operation, namespace)
+    herd.wait_held(operation, namespaces, held)
+    return points
+
+
+def test_a_resource_deleted_while_any_write_is_on_its_way_leaves_nothing(herd: Herd) -> None:
+    writes = [
+        address
+        for address in herd.addresses[Operation.CREATE]
+        if address.index == 0 and address.verb in ("apply", "create", "patch")
+    ]
+    namespaces = herd.namespaces(len(writes))
+    with OperatorThread(herd.proxy.kubeconfig(), HOLDING) as thread, contextlib.ExitStack() as gates:
+        for address, namespace in zip(writes, namespaces, strict=True):
+            gate = gates.enter_context(herd.proxy.hold(_at(address, namespace)))
+            herd.act(Operation.CREATE, namespace)
+            gate.wait_for_held()
+            herd.act(Operation.DELETE, namespace)
+            herd.client.wait_gone(API_VERSION, KIND, NAME, namespace=namespace)
+            gate.release()
+        herd.await_golden(Operation.DELETE, namespaces)
+        herd.assert_quiet(thread, Operation.DELETE, namespaces)
+
+
+@pytest.mark.parametrize("fault", [*itertools.chain(*FAULTS.values())], ids=lambda fault: fault.label)
+def test_a_fault_at_any_call_that_resources_share_changes_nothing_in_the_end(herd: Herd, fault: Fault) -> None:
+    namespaces = herd.namespaces(2)
+    for address in herd.shared:
+        herd.proxy.inject(fault, _at_shared(address))
+    with OperatorThread(herd.proxy.kubeconfig(), CONFIG) as thread:
+        herd.run(Operation.CREATE, namespaces, [])
+        herd.assert_quiet(thread, Operation.CREATE, namespaces)
+
+
+def _at(address: Address, namespace: str) -> When:
+    return lambda call: call.namespace == namespace and address.alike(call)
+
+
+def _at_shared(address: Address) -> When:
+    return lambda call: not is_of_a_copy(call) and address.alike(call)
+
+
+def _shared(proxy: FaultProxy) -> list[Address]:
+    """Each kind of call that is no resource's own: the lease's, nodes', discovery's, and those of kopf's session."""
+    calls = [call for call in proxy.calls if not is_of_a_copy(call)]
+    sorts = dict.fromkeys((call.verb, call.resource, call.subresource) for call in calls)
+    return [Address(*sort, 0) for sort in sorts]
+
+
+def _is_made(state: JSON) -> bool:
+    """Every condition has come to rest; the autoscaler says that it has no metrics."""
+    resource = _resource(state)
+    resting = condition_of(resource, "Progressing").get("reason") == "Complete"
+    return resting and condition_of(resource, "ScalingActive").get("status") == "False"
+
+
+def _is_updated(state: JSON) -> bool:
+    resource = _resource(state)
+    ready = f"{resource.get('status', {}).get('updatedReplicas')} {len(state.get('Pod', ()))}"
+    complete = condition_of(resource, "Progressing")
+    return ready == "1 1" and (complete.get("reason"), complete.get("observedGeneration")) == ("Complete", 2)
+
+
+def _resource(state: JSON) -> JSON:
+    found: JSON = next(iter(state.get("InferenceService", ())), {})
+    return found
+
+
+def _print(request: pytest.FixtureRequest, herd: Herd) -> None:
+    """The table of injected faults belongs to the run's output, whatever pytest captures."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{herd.proxy.table()}\npoints tried {herd.tally.tried}, met {herd.tally.met}")
+        print("not met, as their runs had fewer looks:", *sorted(set(herd.tally.missed)), sep="\n  ")
