@@ -134,7 +134,7 @@ def engine_of(pod: JSON) -> JSON:
 
 
 def test_a_model_that_loads_is_left_in_peace_and_said_to_load(world: World, small: JSON) -> None:
-    assert "load the model" in condition_of(small, "Ready")["message"]
+    assert "is being loaded" in condition_of(small, "Ready")["message"]
     assert condition_of(small, "Degraded")["status"] == "False"
     pod = pod_of(world, SMALL)
     assert engine_of(pod)["restartCount"] == 0
