@@ -244,7 +244,7 @@ def test_an_apply_that_was_planned_on_absence_overwrites_nothing(server: LiveSer
 
 def answer_to(server: LiveServer, apply: Apply) -> int:
     try:
-        server.execute(Plan(applies=(apply,)))
+        server.execute(Plan(applies=(apply,)), on_absence=True)
     except ApiError as error:
         return error.code
     return 200

@@ -36,14 +36,15 @@ class LiveServer:
         assert found is not None, key
         return found
 
-    def execute(self, plan: Plan) -> None:
+    def execute(self, plan: Plan, *, on_absence: bool = False) -> None:
+        """Write what the plan says; ``on_absence``: as a plan does that saw no object."""
         for delete in plan.deletes:
             path = self.client.path(KINDS[delete.kind].api_version, delete.kind, delete.name, namespace=self.namespace)
             preconditions = {"uid": delete.uid}
             self.client.request("DELETE", path, {"preconditions": preconditions, "propagationPolicy": "Background"})
         for apply in plan.applies:
             found = self.find(apply.key)
-            condition = MUST_NOT_EXIST if found is None else {"uid": found["metadata"]["uid"]}
+            condition = MUST_NOT_EXIST if found is None or on_absence else {"uid": found["metadata"]["uid"]}
             manifest = {**apply.manifest, "metadata": {**apply.manifest["metadata"], **condition}}
             self.client.apply(manifest, manager=apply.manager)
 

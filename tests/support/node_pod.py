@@ -115,7 +115,10 @@ class Pod:
         here = {**self.document, "status": {"podIP": self.address, "hostIP": self._node.host_address}}
         environment = environment_of(spec, here, self._look_up)
         local = {name: relocate(value, mounts) for name, value in environment.items()}
-        command = [relocate(part, mounts) for part in command_of(spec, self._node.images, environment)]
+        parts = command_of(spec, self._node.images, environment)
+        # What stands for the image is a program of this machine, wherever that lies.
+        own_parts = len(self._node.images.get(spec["image"]) or ())
+        command = [*parts[:own_parts], *(relocate(part, mounts) for part in parts[own_parts:])]
         own = {
             "HOST": self.address,
             "TERMINATION_MESSAGE_PATH": str(self.folder / spec["name"] / "termination-log"),
