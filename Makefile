@@ -4,7 +4,7 @@
 RUN := .ci/uv run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-operator control-plane test-gpu bench bench-operator lint style imports types budgets format manifests docs
+.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-operator lint style imports types budgets format manifests docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -19,7 +19,10 @@ test-engine: ## the engine's tests, on the CPU
 	$(RUN) --group test pytest -m "not gpu" tests/engine
 
 test-operator: control-plane ## the operator's tests, on a real control plane
-	$(RUN) --group test pytest tests/operator
+	$(RUN) --group test pytest -m "not faults" tests/operator
+
+test-faults: control-plane ## every call of a resource's life struck by every fault (ten minutes and more)
+	$(RUN) --group test pytest -s -m faults tests/operator
 
 control-plane: ## build etcd, the API server and their kin once (about ten minutes), or find them built
 	$(RUN) --group test python e2e/controlplane/build.py

@@ -27,6 +27,9 @@ from pagedserve_operator.names import API_VERSION, KIND
 
 JSON = dict[str, Any]
 
+# Hundreds of copies live through each test; on a busy machine that takes its time.
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
+
 Death = Callable[[Callable[[Call], None]], Fault]
 
 FAULTS = {
