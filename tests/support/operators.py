@@ -107,7 +107,10 @@ class OperatorThread:
             self._bury()
 
     async def _main(self) -> None:
-        operator = Operator(self.config, await load_configuration(self.config.kubeconfig))
+        configuration = await load_configuration(self.config.kubeconfig)
+        # Where a test holds calls, each keeps a connection.
+        configuration.connection_pool_maxsize = max(configuration.connection_pool_maxsize, 2 * self.config.workers)
+        operator = Operator(self.config, configuration)
         self._started.set_result(operator)
         await operator.run()
 
