@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedserve_engine.attention.backends import choose_backend
 from pagedserve_engine.attention.interface import ATTENTION_NAME, register
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
@@ -84,7 +85,8 @@ def build_core(config: EngineConfig) -> Core:
         device=device,
         grammars=grammars,
     )
-    inputs = InputBuilder(layout, tensors, device=device, num_layers=loaded.spec.num_layers)
+    attention = choose_backend(config.attention)
+    inputs = InputBuilder(layout, tensors, attention, device=device, num_layers=loaded.spec.num_layers)
     runner = ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs)
     runner.warm_up(_WARM_UP_TOKENS, 2)
     return Core(
@@ -96,7 +98,7 @@ def build_core(config: EngineConfig) -> Core:
         plan=plan,
         dtype=loaded.dtype,
         device=device,
-        attention="reference",
+        attention=attention.name,
     )
 
 
@@ -205,7 +207,8 @@ def measure_activations(
     """(Fixed bytes, bytes per query token) of a step, from the peaks of two worst-case steps on the device."""
     tensors = CacheTensors(layout, 1, cache_dtype, device)
     sampling = SamplingState(loaded.spec.vocab_size, config.max_num_seqs, eos_token_ids=(), device=device)
-    step_inputs = InputBuilder(layout, tensors, device=device, num_layers=loaded.spec.num_layers)
+    attention = choose_backend(config.attention)
+    step_inputs = InputBuilder(layout, tensors, attention, device=device, num_layers=loaded.spec.num_layers)
     runner = ModelRunner(loaded.model, step_inputs, sampling, max_num_seqs=config.max_num_seqs)
     large = 2048 if config.max_batch_tokens == "auto" else config.max_batch_tokens
     small = max(1, large // 2)

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pagedserve_engine.attention.interface import PagedStep
-from pagedserve_engine.attention.reference import plan_group
+from pagedserve_engine.attention.interface import AttentionBackend, GroupInputs, PagedStep
 from pagedserve_engine.batch import Batch, Int32Array
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.tensors import CacheTensors
@@ -48,9 +47,18 @@ class StepInputs:
 class InputBuilder:
     """Builds a step's inputs for one cache on one device."""
 
-    def __init__(self, layout: CacheLayout, cache: CacheTensors, *, device: torch.device, num_layers: int) -> None:
+    def __init__(
+        self,
+        layout: CacheLayout,
+        cache: CacheTensors,
+        attention: AttentionBackend,
+        *,
+        device: torch.device,
+        num_layers: int,
+    ) -> None:
         self._layout = layout
         self._cache = cache
+        self._attention = attention
         self._device = device
         self._places = tuple(layout.place(layer) for layer in range(num_layers))
 
@@ -66,23 +74,32 @@ class InputBuilder:
 
     def build(self, batch: Batch) -> StepInputs:
         """Inputs of ``batch``; the blocks that it begins are cleared."""
-        begun = begun_blocks(batch, block_size=self._layout.block_size)
-        if len(begun):
-            self._cache.clear(self._copy(begun))
-        stops = np.cumsum(batch.query_lens)
-        starts = stops - batch.query_lens
-        positions = np.arange(batch.num_tokens) - np.repeat(starts - batch.context_lens, batch.query_lens)
-        sampled = (stops - 1)[batch.sampled]
+        if self._attention.reads_whole_blocks:
+            begun = begun_blocks(batch, block_size=self._layout.block_size)
+            if len(begun):
+                self._cache.clear(self._copy(begun))
+        starts = np.zeros(len(batch.query_lens) + 1, np.int64)
+        np.cumsum(batch.query_lens, out=starts[1:])
+        rows = np.repeat(np.arange(len(batch.query_lens)), batch.query_lens)
+        positions = np.arange(batch.num_tokens) - (starts[:-1] - batch.context_lens)[rows]
+        sampled = (starts[1:] - 1)[batch.sampled]
         prompt_rows, scored = _score_prompts(batch, starts, first_logit=len(sampled))
+        query_starts = self._copy(starts, np.int32)
+        seq_lens = self._copy(batch.context_lens + batch.query_lens, np.int32)
         groups = tuple(
-            plan_group(
-                table,
-                query_lens=batch.query_lens,
-                context_lens=batch.context_lens,
-                num_decodes=batch.num_decodes,
-                block_size=self._layout.block_size,
-                window=group.window,
-                device=self._device,
+            self._attention.plan_group(
+                GroupInputs(
+                    block_table=table,
+                    query_lens=batch.query_lens,
+                    context_lens=batch.context_lens,
+                    num_decodes=batch.num_decodes,
+                    block_size=self._layout.block_size,
+                    window=group.window,
+                    device_table=self._copy(table, np.int32),
+                    query_starts=query_starts,
+                    seq_lens=seq_lens,
+                    write_indices=self._copy(page_indices(table, rows, positions, block_size=self._layout.block_size)),
+                )
             )
             for group, table in zip(self._layout.groups, batch.block_tables, strict=True)
         )
@@ -95,9 +112,17 @@ class InputBuilder:
             paged=PagedStep(groups, self._places, keys=self._cache.keys, values=self._cache.values),
         )
 
-    def _copy(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array, np.int64))
+    def _copy(self, array: npt.NDArray[np.integer], dtype: npt.DTypeLike = np.int64) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype))
         return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def page_indices(
+    block_table: Int32Array, rows: npt.NDArray[np.integer], positions: npt.NDArray[np.integer], *, block_size: int
+) -> npt.NDArray[np.int64]:
+    """[T] flat page index (block · block_size + offset) of the tokens at ``positions`` [T] of ``rows`` [T]."""
+    blocks: npt.NDArray[np.int64] = block_table[rows, positions // block_size].astype(np.int64)
+    return blocks * block_size + positions % block_size
 
 
 def begun_blocks(batch: Batch, *, block_size: int) -> Int32Array:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AttentionInterface
 
+from pagedserve_engine.batch import Int32Array
 from pagedserve_engine.errors import UnsupportedModelError
 
 ATTENTION_NAME = "pagedserve"
@@ -37,6 +38,39 @@ class LayerCall:
     softcap: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInputs:
+    """One layer group's part of a step, as a backend gets it; R rows, T query tokens, the rows' side by side.
+
+    Counts stand on the host for backends that plan there, and on the device for those whose kernels read them.
+    """
+
+    block_table: Int32Array
+    """[R, columns] block ids by position; 0, the null block, outside a window."""
+    query_lens: Int32Array
+    """[R] query tokens of each row, ≥ 1."""
+    context_lens: Int32Array
+    """[R] tokens of each row that the cache held before."""
+    num_decodes: int
+    """The first so many rows have one query token."""
+    block_size: int
+    window: int | None
+    """Tokens that a query sees, its own counted; None: all."""
+    device_table: torch.Tensor
+    """[R, columns] int32; columns may be further apart than they are wide."""
+    query_starts: torch.Tensor
+    """[R + 1] int32: where each row's queries begin among the T, and T."""
+    seq_lens: torch.Tensor
+    """[R] int32: tokens of each row after the step, context and queries."""
+    write_indices: torch.Tensor
+    """[T] int64: flat page index (block · block_size + offset) of each query token."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the step runs."""
+        return self.seq_lens.device
+
+
 class GroupStep(Protocol):
     """What one layer group of a step knows: where to write, and how its backend reads."""
 
@@ -46,6 +80,21 @@ class GroupStep(Protocol):
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Outputs [T, heads, head_dim] in the query's dtype."""
+
+
+class AttentionBackend(Protocol):
+    """One way to attend over the cache; made once, asked once for each step and layer group."""
+
+    @property
+    def name(self) -> str:
+        """As ATTENTION names it."""
+
+    @property
+    def reads_whole_blocks(self) -> bool:
+        """Whether pages that a row never wrote enter its sums, masked, so that they must hold numbers."""
+
+    def plan_group(self, inputs: GroupInputs) -> GroupStep:
+        """What all layers of the group share in this step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from pagedserve_engine.attention.interface import LayerCall
-from pagedserve_engine.batch import Int32Array
+from pagedserve_engine.attention.interface import GroupInputs, LayerCall
 
 QUERY_SLICE = 256
 """Queries of a prefill slice: bounds the mask, and spares the keys that lie wholly in its future."""
@@ -67,48 +66,25 @@ class ReferenceGroupStep:
         return out
 
 
-def plan_group(
-    block_table: Int32Array,
-    *,
-    query_lens: Int32Array,
-    context_lens: Int32Array,
-    num_decodes: int,
-    block_size: int,
-    window: int | None,
-    device: torch.device,
-) -> ReferenceGroupStep:
-    """Plan one layer group: ``block_table`` [R, blocks] by position, ``query_lens`` and ``context_lens`` [R]."""
-    starts = np.zeros(len(query_lens) + 1, np.int64)
-    np.cumsum(query_lens, out=starts[1:])
-    writes = write_indices(block_table, query_lens=query_lens, context_lens=context_lens, block_size=block_size)
-    planned = [
-        _build_segment(block_table, slices, block_size=block_size, window=window, device=device)
-        for slices in _group_slices(query_lens, context_lens, starts, num_decodes=num_decodes, window=window)
-    ]
-    return ReferenceGroupStep(_to_device(writes, device), tuple(planned))
+class ReferenceBackend:
+    """Attention in plain torch on any device."""
+
+    name = "reference"
+    reads_whole_blocks = True
+
+    def plan_group(self, inputs: GroupInputs) -> ReferenceGroupStep:
+        """Cut the step into segments, on the host."""
+        starts = np.zeros(len(inputs.query_lens) + 1, np.int64)
+        np.cumsum(inputs.query_lens, out=starts[1:])
+        segments = tuple(_build_segment(inputs, slices) for slices in _group_slices(inputs, starts))
+        return ReferenceGroupStep(inputs.write_indices, segments)
 
 
-def write_indices(
-    block_table: Int32Array, *, query_lens: Int32Array, context_lens: Int32Array, block_size: int
-) -> npt.NDArray[np.int64]:
-    """[T] flat page index of each query token."""
-    rows = np.repeat(np.arange(len(query_lens)), query_lens)
-    firsts = np.cumsum(query_lens) - query_lens
-    positions = np.arange(len(rows)) - np.repeat(firsts - context_lens, query_lens)
-    return block_table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
-
-
-def _group_slices(
-    query_lens: Int32Array,
-    context_lens: Int32Array,
-    starts: npt.NDArray[np.int64],
-    *,
-    num_decodes: int,
-    window: int | None,
-) -> Iterator[list[RowSlice]]:
+def _group_slices(inputs: GroupInputs, starts: npt.NDArray[np.int64]) -> Iterator[list[RowSlice]]:
     """Slices that attend together: decoding rows by similar length, then each prefill slice on its own."""
-    lengths = context_lens[:num_decodes] + 1
-    reads = lengths if window is None else np.minimum(lengths, window)
+    query_lens, context_lens = inputs.query_lens, inputs.context_lens
+    lengths = context_lens[: inputs.num_decodes] + 1
+    reads = lengths if inputs.window is None else np.minimum(lengths, inputs.window)
     bucket: list[RowSlice] = []
     longest = 0
     # Longest first: a bucket's width is its first row's, and it closes where padding would cost more than a segment.
@@ -122,15 +98,15 @@ def _group_slices(
         bucket.append(RowSlice(row, int(starts[row]), 1, int(context_lens[row])))
     if bucket:
         yield bucket
-    for row in range(num_decodes, len(query_lens)):
+    for row in range(inputs.num_decodes, len(query_lens)):
         for offset in range(0, int(query_lens[row]), QUERY_SLICE):
             queries = min(QUERY_SLICE, int(query_lens[row]) - offset)
             yield [RowSlice(row, int(starts[row]) + offset, queries, int(context_lens[row]) + offset)]
 
 
-def _build_segment(
-    block_table: Int32Array, slices: list[RowSlice], *, block_size: int, window: int | None, device: torch.device
-) -> Segment:
+def _build_segment(inputs: GroupInputs, slices: list[RowSlice]) -> Segment:
+    block_table, block_size, window = inputs.block_table, inputs.block_size, inputs.window
+    device = inputs.device
     queries = slices[0].queries
     rows = np.array([s.row for s in slices])
     first = np.array([s.position for s in slices])
