@@ -11,7 +11,7 @@ from pagedserve_engine.attention.backends import choose_backend
 from pagedserve_engine.attention.interface import ATTENTION_NAME, register
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
-from pagedserve_engine.cache.tensors import CacheTensors
+from pagedserve_engine.cache.tensors import CacheTensors, choose_cache_dtype
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import ConfigError
 from pagedserve_engine.grammar import GrammarCompiler
@@ -150,9 +150,7 @@ def plan_core(
 ) -> tuple[MemoryPlan, CacheLayout, torch.dtype]:
     """The memory plan for a loaded model, its cache layout and the cache's dtype. ``before``: free before loading."""
     spec = loaded.spec
-    cache_dtype: torch.dtype = (
-        loaded.dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
-    )
+    cache_dtype = choose_cache_dtype(config.kv_cache_dtype, loaded.dtype)
     layout = CacheLayout.build(
         spec.layer_types,
         window=spec.sliding_window,

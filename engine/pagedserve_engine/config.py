@@ -44,8 +44,14 @@ class EngineConfig:
     max_model_len: int | Auto = setting(
         "auto", "tokens of prompt and output together; auto: what model and memory allow", low=2
     )
-    quantization: Literal["none"] = setting("none", "of the weights")
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "of the cache; auto: as DTYPE")
+    quantization: Literal["none", "fp8", "int8"] = setting(
+        "none",
+        "of the linear layers' weights, at load; fp8: 8-bit floats, activations too where the device multiplies them "
+        "(compute capability 8.9); int8: weights alone, on any device",
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = setting(
+        "auto", "of the cache; auto: as DTYPE; fp8: 8-bit floats, half the memory of bfloat16"
+    )
     chat_template: Path | None = setting(None, "Jinja file that replaces the model's chat template")
     trust_remote_code: bool = setting(False, "run Python code that comes with a model")
     tensor_parallel_size: int = setting(1, "devices to split the model over", low=1)

@@ -12,6 +12,7 @@ from attention_oracle import Row, Shape, compare, group_inputs
 from pagedserve_engine.attention.interface import PagedStep, paged_attention
 from pagedserve_engine.attention.reference import QUERY_SLICE, SEGMENT_KEYS, ReferenceBackend
 from pagedserve_engine.errors import UnsupportedModelError
+from pagedserve_engine.float8 import FLOAT8
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 
@@ -53,6 +54,14 @@ def test_half_precision_is_rounded_once_at_the_end() -> None:
     torch.testing.assert_close(ours, expected.to(torch.bfloat16), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_of_8_bit_floats_is_read_exactly(dtype: torch.dtype) -> None:
+    shape = Shape(dtype=dtype, cache_dtype=FLOAT8, window=12, softcap=2.0)
+    ours, expected = compare(ReferenceBackend(), [(20, 1), (3, 1), (3, 14)], shape)
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+    torch.testing.assert_close(ours, expected.to(dtype), atol=tolerance, rtol=tolerance)
+
+
 class Layer(torch.nn.Module):
     layer_idx = 0
 
@@ -72,6 +81,19 @@ def test_keys_and_values_are_written_to_the_cache_before_attention_reads() -> No
     assert out.shape == (1, 3, HEADS, HEAD_DIM)
     torch.testing.assert_close(step.keys[0][1, :3], key[0].transpose(0, 1))
     torch.testing.assert_close(out[0, 0, 0], value[0, 0, 0])
+
+
+def test_keys_beyond_8_bit_floats_saturate_on_the_way_into_the_cache() -> None:
+    step = paged(3)
+    step = PagedStep(step.groups, step.places, *([pages[0].to(FLOAT8)] for pages in (step.keys, step.values)))
+    key = torch.randn(1, KV_HEADS, 3, HEAD_DIM)
+    key[..., 0] = torch.tensor([600.0, -1e6, float("inf")])
+    out, _ = paged_attention(Layer(), torch.randn(1, HEADS, 3, HEAD_DIM), key, key, None, paged=step)
+    assert out.isfinite().all()
+    assert step.keys[0].float()[1, :3, 0, 0].tolist() == [448, -448, 448]
+    torch.testing.assert_close(
+        step.keys[0].float()[1, :3, :, 1:], key[0].transpose(0, 1)[..., 1:], atol=2**-9, rtol=2**-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from pagedserve_engine.batch import Int32Array
 from pagedserve_engine.errors import UnsupportedModelError
+from pagedserve_engine.float8 import FLOAT8, as_bytes, narrow
 
 ATTENTION_NAME = "pagedserve"
 
@@ -169,4 +170,6 @@ def _refuse_unknown(module: torch.nn.Module, kwargs: dict[str, Any], is_causal: 
 def _write(pages: torch.Tensor, new: torch.Tensor, indices: torch.Tensor) -> None:
     """Store ``new`` [1, kv_heads, T, head_dim] at the flat page ``indices`` [T] of ``pages``."""
     flat = pages.view(-1, *pages.shape[2:])
-    flat.index_copy_(0, indices, new[0].transpose(0, 1).to(pages.dtype))
+    rows = new[0].transpose(0, 1)
+    stored = narrow(rows) if pages.dtype is FLOAT8 else rows.to(pages.dtype)
+    as_bytes(flat).index_copy_(0, indices, as_bytes(stored))

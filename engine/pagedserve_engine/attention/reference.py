@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from pagedserve_engine.attention.interface import GroupInputs, LayerCall
+from pagedserve_engine.float8 import FLOAT8, as_bytes, widen
 
 QUERY_SLICE = 256
 """Queries of a prefill slice: bounds the mask, and spares the keys that lie wholly in its future."""
@@ -140,18 +141,19 @@ def _attend(call: LayerCall, segment: Segment) -> torch.Tensor:
     # [B, q, kv_heads, group, d] -> [B, kv_heads, group · q, d]
     folded = query.view(batch, queries, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(batch, kv_heads, group * queries, head_dim)
-    keys = _gather(call.keys, segment.blocks, batch).to(dtype)
-    values = _gather(call.values, segment.blocks, batch).to(dtype)
+    keys = _gather(call.keys, segment.blocks, batch, dtype)
+    values = _gather(call.values, segment.blocks, batch, dtype)
     mask = segment.mask.repeat(1, 1, group, 1) if queries > 1 else segment.mask
     attended = _scores_to_values(folded, keys, values, mask=mask, call=call)
     unfolded = attended.view(batch, kv_heads, group, queries, head_dim).permute(0, 3, 1, 2, 4)
     return unfolded.reshape(batch * queries, heads, head_dim).to(call.query.dtype)
 
 
-def _gather(pages: torch.Tensor, blocks: torch.Tensor, batch: int) -> torch.Tensor:
-    """[B, kv_heads, L, head_dim] of the ``blocks`` [B · L / block_size]."""
-    gathered = pages.view(len(pages), -1).index_select(0, blocks)
-    return gathered.view(batch, -1, *pages.shape[2:]).transpose(1, 2)
+def _gather(pages: torch.Tensor, blocks: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
+    """[B, kv_heads, L, head_dim] of the ``blocks`` [B · L / block_size], in ``dtype``."""
+    gathered = as_bytes(pages).view(len(pages), -1).index_select(0, blocks).view(pages.dtype)
+    wide = widen(gathered, dtype) if pages.dtype is FLOAT8 else gathered.to(dtype)
+    return wide.view(batch, -1, *pages.shape[2:]).transpose(1, 2)
 
 
 def _scores_to_values(

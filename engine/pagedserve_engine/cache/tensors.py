@@ -6,6 +6,15 @@ import torch
 
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.errors import ConfigError
+from pagedserve_engine.float8 import FLOAT8, as_bytes
+
+
+def choose_cache_dtype(setting: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that KV_CACHE_DTYPE names; ``auto`` is the model's ``dtype``, ``fp8`` 8-bit floats without a scale."""
+    if setting == "auto":
+        return dtype
+    named: torch.dtype = FLOAT8 if setting == "fp8" else getattr(torch, setting)
+    return named
 
 
 class CacheTensors:
@@ -30,7 +39,7 @@ class CacheTensors:
     def clear(self, blocks: torch.Tensor) -> None:
         """Zero ``blocks`` [any]: a NaN that their last owner left would reach the next one through its mask."""
         for tensor in (*self.keys, *self.values):
-            tensor.index_fill_(0, blocks, 0)
+            as_bytes(tensor).index_fill_(0, blocks, 0)
 
     @property
     def bytes(self) -> int:
