@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LISTING_REQUESTS: Final = 3
 """A list of everything may take as long as so many other requests."""
+WATCHES_END_SECONDS: Final = 10.0
+"""Kopf may hang on its way out of a watch that failed; nothing that counts waits for it."""
 
 
 class Operator:
@@ -136,7 +138,11 @@ class Operator:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         # Only now is no write on its way.
         await self.leader.release()
-        results.append((await asyncio.gather(watches, return_exceptions=True))[0])
+        ended, left = await asyncio.wait([watches], timeout=WATCHES_END_SECONDS)
+        results.extend(await asyncio.gather(*ended, return_exceptions=True))
+        for task in left:
+            logger.warning("the watches don't end: the operator does without waiting for them")
+            task.cancel()
         for result in results:
             if isinstance(result, Exception):
                 raise result

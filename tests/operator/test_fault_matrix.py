@@ -22,7 +22,7 @@ from fault_matrix import NAME, Herd, Operation, Point, is_of_a_copy
 from fault_proxy import FaultProxy
 from fault_rules import Fault, When
 from operator_world import condition_of, install_crd
-from operators import QUICK, OperatorProcess, OperatorThread
+from operators import QUICK, OperatorProcess, OperatorThread, RestartedOperator
 from pagedserve_operator.names import API_VERSION, KIND
 
 JSON = dict[str, Any]
@@ -41,6 +41,7 @@ FAULTS = (
 )
 FAULTS_OF_A_RUN = 3
 """One copy meets so many, far apart: each costs a look, and what was done before is found done."""
+STARTS = 8
 CONFIG = replace(
     QUICK,
     workers=16,
@@ -156,12 +157,23 @@ def test_a_resource_deleted_while_any_write_is_on_its_way_leaves_nothing(herd: H
     "faults", [FAULTS[:2], FAULTS[2:4], FAULTS[4:6], FAULTS[6:]], ids=["busy", "in trouble", "cut", "hanging"]
 )
 def test_faults_at_the_calls_that_all_share_change_nothing_in_the_end(herd: Herd, faults: Sequence[Fault]) -> None:
+    """Some of them end the operator, which is then started again; some calls are made once in a start."""
     namespaces = herd.namespaces(2)
-    for address, fault in itertools.product(herd.shared, faults):
-        herd.proxy.inject(fault, _at_shared(address))
-    with OperatorThread(herd.proxy.kubeconfig(), CONFIG) as thread:
-        herd.run(Operation.CREATE, namespaces, [])
-        herd.assert_quiet(thread, Operation.CREATE, namespaces)
+    points = [
+        Point(address, herd.proxy.inject(fault, _at_shared(address)))
+        for address, fault in itertools.product(herd.shared, faults)
+    ]
+    with RestartedOperator(herd.proxy.kubeconfig(), CONFIG) as operator:
+        for namespace in namespaces:
+            herd.act(Operation.CREATE, namespace)
+        for _ in range(STARTS):
+            herd.await_golden(Operation.CREATE, namespaces)
+            if all(point.met for point in points):
+                break
+            operator.start_again()
+        herd.await_golden(Operation.CREATE, namespaces)
+        herd.close(Operation.CREATE, points)
+        herd.assert_quiet(operator.thread, Operation.CREATE, namespaces)
 
 
 def _at(address: Address, namespace: str) -> When:

@@ -65,6 +65,11 @@ class OperatorThread:
         if self.failure is not None and error is None:
             raise self.failure
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, in whichever way."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End in good order; does nothing where it is over already."""
         if self._thread.is_alive() and not self._dead.is_set() and self.operator is not None:
@@ -143,6 +148,41 @@ async def _settled(tasks: set[asyncio.Task[Any]]) -> None:
     for task in tasks:
         if task.done() and not task.cancelled():
             task.exception()
+
+
+class RestartedOperator:
+    """An operator in a thread that is started again whenever it ends by itself, as its container would be."""
+
+    def __init__(self, kubeconfig: Path, config: OperatorConfig = QUICK) -> None:
+        self._new = lambda: OperatorThread(kubeconfig, config)
+        self._over = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self.thread = self._new()
+
+    def __enter__(self) -> Self:
+        self.thread.__enter__()
+        self._supervisor.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._supervisor.join(STARTING_SECONDS)
+        self.thread.stop()
+
+    def start_again(self) -> None:
+        """End it in good order; the next one has started on return."""
+        ended = self.thread
+        ended.stop()
+        deadline = time.monotonic() + STARTING_SECONDS
+        while self.thread is ended or self.thread.operator is None:
+            assert time.monotonic() < deadline, "the operator was not started again"
+            time.sleep(0.05)
+
+    def _supervise(self) -> None:
+        while not self._over.wait(0.2):
+            if not self.thread.alive:
+                self.thread = self._new()
+                self.thread.__enter__()
 
 
 class OperatorProcess:
