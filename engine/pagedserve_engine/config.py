@@ -52,6 +52,9 @@ class EngineConfig:
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8"] = setting(
         "auto", "of the cache; auto: as DTYPE; fp8: 8-bit floats, half the memory of bfloat16"
     )
+    decoder: Literal["auto", "fused", "transformers"] = setting(
+        "auto", "what computes the layers; fused: fused modules; auto: those where they cover the model"
+    )
     chat_template: Path | None = setting(None, "Jinja file that replaces the model's chat template")
     trust_remote_code: bool = setting(False, "run Python code that comes with a model")
     tensor_parallel_size: int = setting(1, "devices to split the model over", low=1)
