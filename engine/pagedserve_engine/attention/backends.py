@@ -10,8 +10,19 @@ from pagedserve_engine.attention.reference import ReferenceBackend
 from pagedserve_engine.errors import ConfigError
 
 
-def choose_backend(setting: str) -> AttentionBackend:
-    """The backend that ATTENTION names; raises ConfigError for one that is not there."""
+def choose_backend(setting: str, device: str = "cpu") -> AttentionBackend:
+    """The backend that ATTENTION names, on ``device``; raises ConfigError for one that is not there."""
+    if setting == "triton" or (setting == "auto" and device.startswith("cuda")):
+        return _triton(device)
     if setting in ("auto", ReferenceBackend.name):
         return ReferenceBackend()
-    raise ConfigError(f"ATTENTION is {setting!r}: give auto or reference", param="attention")
+    raise ConfigError(f"ATTENTION is {setting!r}: give auto, reference or triton", param="attention")
+
+
+def _triton(device: str) -> AttentionBackend:
+    if not device.startswith("cuda"):
+        raise ConfigError("ATTENTION is 'triton', whose kernels need CUDA: give auto or reference", param="attention")
+    # Builds of torch without CUDA come without Triton.
+    from pagedserve_engine.attention.triton import TritonBackend
+
+    return TritonBackend(device)
