@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import ResultFile
@@ -98,10 +98,10 @@ def _times(factor: float, figure: float | None) -> float | None:
     return None if figure is None else factor * figure
 
 
-def bar_table(results: ResultFile) -> str:
+def bar_table(results: ResultFile, bars: Sequence[Bar] = BARS) -> str:
     """Every bar with its figure."""
     lines = [("bar", "asked", "measured", "")]
-    lines += [(bar.what, bar.asked, *bar.verdict(results)) for bar in BARS]
+    lines += [(bar.what, bar.asked, *bar.verdict(results)) for bar in bars]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

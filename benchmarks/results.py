@@ -38,9 +38,20 @@ class Row:
 class ResultFile:
     """Rows on disk, written whole after each change, so that an interrupted run keeps what was done."""
 
-    def __init__(self, path: Path, *, versions: dict[str, str], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        versions: dict[str, str],
+        settings: dict[str, Any],
+        machine: dict[str, Any] | None = None,
+    ) -> None:
         self.path = path
-        self.head = {"hardware": hardware(), "versions": versions, "settings": settings}
+        self.head: dict[str, Any] = {
+            "hardware": hardware() if machine is None else machine,
+            "versions": versions,
+            "settings": settings,
+        }
         self.rows: list[Row] = []
         if path.exists():
             self._take_over(json.loads(path.read_text()))
