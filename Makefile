@@ -13,7 +13,7 @@ serve: ## run the engine on the small model
 	@echo "Installing what is missing (the first time a few minutes: PyTorch alone is 2.6 GB), then starting the engine"
 	@exec $(RUN) --group demo python -m pagedserve_engine serve
 
-test: test-engine test-operator ## every test that needs no GPU
+test: test-engine test-operator test-faults ## every test that needs no GPU
 
 test-engine: ## the engine's tests, on the CPU
 	$(RUN) --group test pytest -m "not gpu" tests/engine
@@ -21,7 +21,7 @@ test-engine: ## the engine's tests, on the CPU
 test-operator: control-plane ## the operator's tests, on a real control plane
 	$(RUN) --group test pytest -m "not faults" tests/operator
 
-test-faults: control-plane ## every call of a resource's life struck by every fault (ten minutes and more)
+test-faults: control-plane ## every call of a resource's life struck by every fault (about ten minutes)
 	$(RUN) --group test pytest -s -m faults tests/operator
 
 control-plane: ## build etcd, the API server and their kin once (about ten minutes), or find them built
