@@ -70,7 +70,9 @@ class EngineConfig:
     use_cuda_graph: bool = setting(False, "capture and replay CUDA graphs (no effect on a CPU)")
     scheduler: Literal["fifo", "prefill_first"] = setting("fifo", "order in which requests share a step")
     prefix_cache: bool = setting(True, "find the blocks of equal prefixes again")
-    attention: Literal["auto", "reference", "triton"] = setting("auto", "attention backend; auto: the fastest there")
+    attention: Literal["auto", "reference", "triton", "native"] = setting(
+        "auto", "attention backend; auto: the fastest there"
+    )
     num_threads: int | Auto = setting("auto", "CPU threads for the model; auto: the container's CPU limit", low=1)
 
     max_num_seqs: int = setting(256, "sequences that run at once", low=1)

@@ -5,18 +5,38 @@ A backend that is named and can't be had is an error; one that is merely preferr
 
 from __future__ import annotations
 
+import logging
+
 from pagedserve_engine.attention.interface import AttentionBackend
+from pagedserve_engine.attention.native import NativeBackend
 from pagedserve_engine.attention.reference import ReferenceBackend
 from pagedserve_engine.errors import ConfigError
+from pagedserve_engine.native.library import MissingLibraryError, load_library
+
+logger = logging.getLogger(__name__)
 
 
 def choose_backend(setting: str, device: str = "cpu") -> AttentionBackend:
     """The backend that ATTENTION names, on ``device``; raises ConfigError for one that is not there."""
     if setting == "triton" or (setting == "auto" and device.startswith("cuda")):
         return _triton(device)
+    if setting == "native" or (setting == "auto" and device == "cpu"):
+        return _native(device, preferred=setting == "auto")
     if setting in ("auto", ReferenceBackend.name):
         return ReferenceBackend()
-    raise ConfigError(f"ATTENTION is {setting!r}: give auto, reference or triton", param="attention")
+    raise ConfigError(f"ATTENTION is {setting!r}: give auto, reference, triton or native", param="attention")
+
+
+def _native(device: str, *, preferred: bool) -> AttentionBackend:
+    if device != "cpu":
+        raise ConfigError("ATTENTION is 'native', whose kernels need a CPU: give auto or reference", param="attention")
+    try:
+        return NativeBackend(load_library())
+    except MissingLibraryError as error:
+        if not preferred:
+            raise ConfigError(f"ATTENTION is 'native', and {error}", param="attention") from error
+        logger.warning("attention runs in torch, several times slower: %s", error)
+        return ReferenceBackend()
 
 
 def _triton(device: str) -> AttentionBackend:

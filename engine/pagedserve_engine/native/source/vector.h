@@ -1,0 +1,216 @@
+// A vector of floats as wide as the instruction set that the including file is compiled for, and what the kernels
+// do with it: loads that widen, stores that round to nearest even, exp, tanh, and sums over lanes.
+//
+// Everything here has internal linkage: the same source is compiled once for each instruction set, and the linker must
+// not merge the copies.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+namespace {
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t WordVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
+
+inline Vec all(float x) { return Vec{} + x; }
+
+inline Vec load(const float* from) {
+    Vec x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+inline Vec load(const BFloat16* from) {
+    HalfVec halves;
+    memcpy(&halves, from, sizeof halves);
+    return (Vec)(__builtin_convertvector(halves, WordVec) << 16);
+}
+
+inline float widen(float x) { return x; }
+
+inline float widen(BFloat16 x) {
+    uint32_t word = (uint32_t)x.bits << 16;
+    float out;
+    memcpy(&out, &word, 4);
+    return out;
+}
+
+inline float widen(Float16 x) {
+    // Exponents of subnormal numbers, and of infinity and NaN, don't shift into float32's: scaling and a test repair them.
+    uint32_t magnitude = (uint32_t)(x.bits & 0x7fff) << 13;
+    float scaled;
+    memcpy(&scaled, &magnitude, 4);
+    scaled *= 0x1p112f;
+    uint32_t word;
+    memcpy(&word, &scaled, 4);
+    if (magnitude >= 0x0f800000u) word = magnitude | 0x7f800000u;
+    word |= (uint32_t)(x.bits & 0x8000) << 16;
+    memcpy(&scaled, &word, 4);
+    return scaled;
+}
+
+inline Vec load(const Float16* from) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    Vec x;
+    for (int lane = 0; lane < LANES; lane++) x[lane] = widen(from[lane]);
+    return x;
+#endif
+}
+
+inline void store(float* to, Vec x) { memcpy(to, &x, sizeof x); }
+
+inline uint16_t to_bfloat16(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    if (x != x) return (uint16_t)((word >> 16) | 0x40);
+    return (uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+}
+
+inline uint16_t to_float16(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    uint32_t sign = (word >> 16) & 0x8000, magnitude = word & 0x7fffffff;
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (magnitude >= 0x47800000u) return (uint16_t)(sign | 0x7c00);
+    if (magnitude < 0x38800000u) {
+        // Below the smallest normal number: adding a half lets the addition itself round at the last bit kept.
+        float value;
+        memcpy(&value, &magnitude, 4);
+        value += 0.5f;
+        memcpy(&magnitude, &value, 4);
+        return (uint16_t)(sign | (magnitude - 0x3f000000u));
+    }
+    magnitude += 0xfff + ((magnitude >> 13) & 1);
+    return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
+}
+
+inline void narrow(float* to, float x) { *to = x; }
+inline void narrow(BFloat16* to, float x) { to->bits = to_bfloat16(x); }
+inline void narrow(Float16* to, float x) { to->bits = to_float16(x); }
+
+inline void store(BFloat16* to, Vec x) {
+    WordVec words = (WordVec)x;
+    WordVec rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
+    WordVec quiet = (words >> 16) | 0x40;
+    HalfVec halves = __builtin_convertvector((WordVec)(x != x ? quiet : rounded), HalfVec);
+    memcpy(to, &halves, sizeof halves);
+}
+
+inline void store(Float16* to, Vec x) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int lane = 0; lane < LANES; lane++) narrow(to + lane, x[lane]);
+#endif
+}
+
+// Where one is NaN, the second: a NaN among scores must reach the output.
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// Relative error below 2e-7; 0 below -87.3, infinity above 88.4, NaN of NaN.
+inline Vec exp(Vec x) {
+    x = larger(all(-88.0f), x);
+    x = x > 89.0f ? all(89.0f) : x;
+    // Adding 1.5 * 2^23 leaves the nearest whole number in the low bits.
+    Vec shifted = x * 1.44269504088896341f + 12582912.0f;
+    Vec whole = shifted - 12582912.0f;
+    Vec rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vec sum = all(1.9875691500e-4f);
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    return sum * (Vec)(((IntVec)shifted << 23) + 0x3f800000);
+}
+
+// Relative error below 1e-6: near zero, where 1 - 2 / (exp(2x) + 1) would cancel, an odd polynomial.
+inline Vec tanh(Vec x) {
+    Vec square = x * x;
+    Vec sum = all(-5.70498872745e-3f);
+    sum = sum * square + 2.06390887954e-2f;
+    sum = sum * square - 5.37397155531e-2f;
+    sum = sum * square + 1.33314422036e-1f;
+    sum = sum * square - 3.33332819422e-1f;
+    Vec near = sum * square * x + x;
+    Vec far = 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+    return square < 0.39f ? near : far;
+}
+
+#if defined(__AVX2__)
+inline __m256 sum_each_of_8(const __m256* x) {
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+#endif
+
+// Lane i of the result is the sum over the lanes of x[i].
+inline Vec sum_each(const Vec (&x)[LANES]) {
+#if defined(__AVX512F__)
+    __m256 halves[16];
+    for (int i = 0; i < 16; i++) {
+        __m512d wide = _mm512_castps_pd((__m512)x[i]);
+        __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1));
+        halves[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)x[i]), high);
+    }
+    __m512d low = _mm512_castpd256_pd512(_mm256_castps_pd(sum_each_of_8(halves)));
+    return (Vec)_mm512_castpd_ps(_mm512_insertf64x4(low, _mm256_castps_pd(sum_each_of_8(halves + 8)), 1));
+#elif defined(__AVX2__)
+    return (Vec)sum_each_of_8((const __m256*)x);
+#else
+    Vec sums;
+    for (int i = 0; i < LANES; i++) sums[i] = (x[i][0] + x[i][1]) + (x[i][2] + x[i][3]);
+    return sums;
+#endif
+}
+
+inline float sum_lanes(Vec x) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+    return sum;
+}
+
+// acc[r][v] += sum over k < n of a(r, k) * b(k, v)[0 ... LANES]; always in the order of k, whatever R and N are.
+template <int R, int N, class A, class B>
+inline __attribute__((always_inline)) void multiply(int64_t n, const A& a, const B& b, Vec (&acc)[R][N]) {
+    for (int64_t k = 0; k < n; k++) {
+        Vec columns[N];
+        for (int v = 0; v < N; v++) columns[v] = load(b(k, v));
+        for (int r = 0; r < R; r++) {
+            Vec factor = all(a(r, k));
+            for (int v = 0; v < N; v++) acc[r][v] += factor * columns[v];
+        }
+    }
+}
+
+}  // namespace
