@@ -29,8 +29,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def _scaled(products, scale, softcap, CAPPED: tl.constexpr):
     """Scores times log2(e)."""
     if CAPPED:
-        # tanh by one exponential; its ends are exact.
-        tanh = 1.0 - 2.0 / (1.0 + tl.exp2(products * (2.0 * LOG2E * scale / softcap)))
+        # tanh by one exponential, which may not overflow.
+        power = tl.minimum(products * (2.0 * LOG2E * scale / softcap), 126.0)
+        tanh = 1.0 - 2.0 / (1.0 + tl.exp2(power))
         return tanh * (softcap * LOG2E)
     return products * (scale * LOG2E)
 
@@ -66,15 +67,15 @@ def attend(  # noqa: PLR0917
 
     Unmasked, every key is seen by every query. Returns the running peak [M], total [M] and weighted values [M, D].
     """
-    dims = tl.arange(0, D)
+    lanes, dims = tl.arange(0, N), tl.arange(0, D)
+    at = start + lanes
+    # Block ids come a step ahead, outside the pipeline: loaded where they are used, they would take half its stages.
+    block = tl.load(table + at // BLOCK_SIZE, mask=(at >= first) & (at < stop), other=0)
     for begin in tl.range(start, stop, N):
-        at = begin + tl.arange(0, N)
+        at = begin + lanes
         loaded = (at >= first) & (at < stop)
-        if MASKED:  # noqa: SIM108 - two programs
-            block = tl.load(table + at // BLOCK_SIZE, mask=loaded, other=0)
-        else:
-            block = tl.load(table + at // BLOCK_SIZE)
         page = (block.to(tl.int64) * BLOCK_SIZE + at % BLOCK_SIZE) * KV_HEADS + kv_head
+        block = tl.load(table + (at + N) // BLOCK_SIZE, mask=at + N < stop, other=0)
         place = page * HEAD_DIM
         if MASKED or HEAD_DIM != D:
             real = dims < HEAD_DIM
