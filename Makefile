@@ -3,8 +3,11 @@
 
 RUN := .ci/uv run --frozen
 
+# On a machine with a GPU: `make bench-gpu PYTHON=python3` runs this tree with that interpreter and its torch, and installs nothing.
+GPU_RUN := $(if $(PYTHON),PYTHONPATH="$(CURDIR):$(CURDIR)/engine" $(PYTHON),$(RUN) --group test --group bench python)
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-operator lint style imports types budgets format manifests docs
+.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-gpu bench-operator lint style imports types budgets format manifests docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,10 +31,13 @@ control-plane: ## build etcd, the API server and their kin once (about ten minut
 	$(RUN) --group test python e2e/controlplane/build.py
 
 test-gpu: ## the tests that need a CUDA device
-	$(RUN) --group test pytest -m gpu tests/engine
+	$(GPU_RUN) -m pytest -m gpu -W default $$(grep -lrE "mark\.gpu" --include="test_*.py" tests/engine)
 
-bench: ## figures beside peers: one table and one plot
+bench: ## figures beside peers on a CPU: table, bars, plots
 	$(RUN) --group test --group bench python -m benchmarks
+
+bench-gpu: ## the engine on a GPU against the card's limits and its peer, in eight minutes
+	$(GPU_RUN) -m benchmarks.gpu
 
 bench-operator: control-plane ## a thousand InferenceServices at once, then ten minutes of nothing
 	$(RUN) --group test --group bench python -m benchmarks.operator_scale

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.results import Row
 from benchmarks.workloads import HTTP_CONCURRENCY
@@ -43,22 +45,32 @@ def draw(path: Path) -> list[Path]:
     plt.rcParams.update(
         {"svg.hashsalt": "pagedserve", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     )
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    _curve(axes[0], figures, "ttft_p50", "time to first token, median (ms)")
-    _curve(axes[1], figures, "per_token_p50", "time per output token, median (ms)")
-    _bars(axes[2], figures)
-    most = max((len(row.samples) for row in rows), default=0)
+    figure = plt.figure(figsize=(13, 4.2), layout="constrained")
+    if "card" in stored["hardware"]:
+        from benchmarks.gpu.plot import fill
+
+        fill(figure, figures, stored)
+    else:
+        _fill(figure, figures, stored)
+    pictures = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    figure.savefig(pictures[0], metadata={"Date": None})
+    figure.savefig(pictures[1], dpi=120)
+    plt.close(figure)
+    return pictures
+
+
+def _fill(figure: Figure, figures: Figures, stored: dict[str, Any]) -> None:
+    http = figure.subplots(1, 3)
+    _curve(http[0], figures, "ttft_p50", "time to first token, median (ms)")
+    _curve(http[1], figures, "per_token_p50", "time per output token, median (ms)")
+    _bars(http[2], figures)
+    most = max((len(row["samples"]) for row in stored["rows"]), default=0)
     machine, settings = stored["hardware"], stored["settings"]
     figure.suptitle(
         f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads on {machine['processor']}"
         f" ({', '.join(machine['instructions'])}); medians of up to {most} runs",
         fontsize=10,
     )
-    pictures = [path.with_suffix(".svg"), path.with_suffix(".png")]
-    figure.savefig(pictures[0], metadata={"Date": None})
-    figure.savefig(pictures[1], dpi=120)
-    plt.close(figure)
-    return pictures
 
 
 def _curve(axes: Axes, figures: Figures, latency: str, label: str) -> None:

@@ -35,7 +35,7 @@ class Shape:
             intermediate=config["intermediate_size"],
             heads=config["num_attention_heads"],
             kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
             vocabulary=config["vocab_size"],
         )
 

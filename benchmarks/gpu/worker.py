@@ -64,7 +64,7 @@ def machine(device: str) -> dict[str, Any]:
         }
         found["versions"]["cuda"] = torch.version.cuda
     try:
-        import triton  # type: ignore[import-untyped]
+        import triton
     except ImportError:
         return found
     found["versions"]["triton"] = triton.__version__
