@@ -13,6 +13,7 @@ from pagedserve_engine.logs import configure_logging
 
 _COMMANDS = {
     "serve": "serve the model over the OpenAI API",
+    "profile": "show where a step's time goes: a table and a timeline; takes the settings of serve, and --output",
     "plan-memory": "print what the model, a step and the cache would take (--json for a JSON document), and end",
 }
 
@@ -20,7 +21,11 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed (the reason is the last line), 2 wrong arguments."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "plan-memory": _plan_memory}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": _serve,
+        "profile": _profile,
+        "plan-memory": _plan_memory,
+    }
     if not arguments or arguments[0] not in commands:
         return _usage(arguments)
     return commands[arguments[0]](arguments[1:])
@@ -51,6 +56,16 @@ def _serve(arguments: list[str]) -> int:
         serve(config, AsyncEngine(config, EngineMetrics(registry)), registry)
     except (StartupError, EngineError) as error:
         return _terminate(error, read_termination_path(arguments))
+    return 0
+
+
+def _profile(arguments: list[str]) -> int:
+    try:
+        from pagedserve_engine.profiling.command import run
+
+        run(arguments)
+    except (StartupError, EngineError) as error:
+        return _terminate(error, None)
     return 0
 
 

@@ -1,0 +1,1 @@
+"""``pagedserve-engine profile``: where a step's time goes, and where a start's went."""
