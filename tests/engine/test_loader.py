@@ -33,10 +33,12 @@ from models import (
 from pagedserve_engine.config import SMALL_MODEL, EngineConfig
 from pagedserve_engine.errors import ConfigError, ModelLoadError, StartupError, UnsupportedModelError
 from pagedserve_engine.model import snapshot, sources
+from pagedserve_engine.model.decoder import FusedDecoder
 from pagedserve_engine.model.gguf_header import read_header
 from pagedserve_engine.model.loader import LoadedModel, choose_dtype, load_model, load_spec, resolve_model
 from pagedserve_engine.model.probe import probe
 from pagedserve_engine.model.progress import LogBar, NoBar, progress_for
+from pagedserve_engine.model.recipes import COVERED
 from pagedserve_engine.model.spec import ModelSpec
 
 CPU = torch.device("cpu")
@@ -60,6 +62,11 @@ def load(model: str | Path, **settings: Any) -> LoadedModel:
     return load_model(EngineConfig(model=str(model), **settings), CPU, attention_name=ATTENTION, progress=NoBar)
 
 
+def load_modules(model: str | Path, **settings: Any) -> LoadedModel:
+    """In transformers' own modules."""
+    return load(model, decoder="transformers", **settings)
+
+
 def copied(tmp_path: Path, name: str = "llama") -> Path:
     return Path(shutil.copytree(tiny_model(name)[1], tmp_path / "model"))
 
@@ -75,7 +82,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("name", TINY_NAMES)
 def test_a_folder_loads_behind_our_attention(name: str) -> None:
     config, folder = tiny_model(name)
-    loaded = load(folder)
+    loaded = load_modules(folder)
     assert loaded.model.config._attn_implementation == ATTENTION
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
@@ -91,7 +98,7 @@ def test_the_attention_that_was_named_computes_the_answers(name: str) -> None:
     _, folder = tiny_model(name)
     ids = [5, 90, 17, 200, 33]
     expected = reference_logits(load_reference(folder), ids)
-    torch.testing.assert_close(reference_logits(load(folder).model, ids), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reference_logits(load_modules(folder).model, ids), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY_NAMES)
@@ -109,6 +116,62 @@ def test_the_tiny_chat_model_talks_without_stopping_at_once() -> None:
     output = reference_generate(load_reference(tiny_chat_model()[1]), prompt, 24)
     assert len(set(output)) >= 8
     assert not set(output[:16]) & set(loaded.spec.eos_token_ids)
+
+
+@pytest.mark.parametrize("name", TINY_NAMES)
+def test_covered_families_run_in_the_fused_decoder_and_others_in_transformers_modules(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder = tiny_model(name)
+    with caplog.at_level(logging.INFO):
+        loaded = load(folder)
+    covered = config.model_type in COVERED
+    assert isinstance(loaded.model, FusedDecoder) is covered
+    reasons = [record.message for record in caplog.records if "transformers' modules" in record.message]
+    assert len(reasons) == (0 if covered else 1)
+    assert loaded.spec == ModelSpec.from_config(config)
+    assert not loaded.model.training
+    weights = sum(p.numel() * 4 for p in load_reference(folder).parameters())
+    assert weights <= loaded.weights_bytes <= weights + 10 * 2048 * 16 * 4, "weights and rotary tables, nothing else"
+
+
+def test_a_model_that_is_not_covered_is_refused_where_the_fused_decoder_is_demanded() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"DECODER is 'fused'.*mixtral has no fused decoder.*DECODER=auto"):
+        load(tiny_model("mixtral")[1], decoder="fused")
+
+
+def test_a_models_own_end_of_sequence_tokens_are_found(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    assert load(folder).spec.eos_token_ids == load_modules(folder).spec.eos_token_ids == (7, 9, 2)
+
+
+def test_weights_that_are_no_safetensors_are_left_to_transformers(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    torch.save(load_reference(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert not isinstance(load(folder).model, FusedDecoder)
+
+
+def test_a_code_of_its_own_is_not_replaced_by_the_fused_decoder(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "own.Model"})
+    assert isinstance(load(folder).model, FusedDecoder), "not trusted: transformers' own family is what is served"
+    with pytest.raises(StartupError):
+        load(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        ({}, 2048),
+        ({"max_model_len": 100, "max_batch_tokens": 70}, 100),
+        ({"max_model_len": 100, "max_batch_tokens": 4096}, 4096),
+    ],
+)
+def test_rotary_tables_reach_as_far_as_requests_and_batches(settings: dict[str, Any], longest: int) -> None:
+    (table,) = load(tiny_model("llama")[1], **settings).model.buffers()
+    assert table.shape == (longest, 16)
 
 
 def test_the_served_name_can_be_set() -> None:
@@ -145,6 +208,7 @@ def break_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+@pytest.mark.parametrize("decoder", ["fused", "transformers"])
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -152,18 +216,18 @@ def break_config(folder: Path) -> None:
         (cut_weights, "model.safetensors is cut short"),
         (promise_another_shard, "model-00002.safetensors is missing"),
         (promise_more_layers, "lack .* tensors"),
-        (promise_wider_layers, "can't be loaded"),
+        (promise_wider_layers, "shape|can't be loaded"),
         (remove_config, "no config.json"),
         (break_config, "can't be read"),
     ],
 )
 def test_a_damaged_folder_is_refused_by_what_is_wrong(
-    tmp_path: Path, damage: Callable[[Path], None], words: str
+    tmp_path: Path, damage: Callable[[Path], None], words: str, decoder: str
 ) -> None:
     folder = copied(tmp_path)
     damage(folder)
     with pytest.raises(ModelLoadError, match=words):
-        load(folder)
+        load(folder, decoder=decoder)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +310,7 @@ def test_the_probe_refuses_a_model_that_counts_positions_by_itself(monkeypatch: 
 @pytest.mark.parametrize("name", TINY_NAMES)
 def test_random_weights_come_with_the_buffers_of_a_real_model(name: str) -> None:
     folder = tiny_model(name)[1]
-    loaded = load(f"random://{folder}/config.json")
+    loaded = load_modules(f"random://{folder}/config.json")
     real = dict(load_reference(folder).named_buffers())
     found = dict(loaded.model.named_buffers())
     assert found.keys() == real.keys()
@@ -256,9 +320,10 @@ def test_random_weights_come_with_the_buffers_of_a_real_model(name: str) -> None
     assert torch.isfinite(reference_logits(loaded.model, [1, 2, 3])).all()
 
 
-def test_random_weights_are_the_same_at_every_start() -> None:
+@pytest.mark.parametrize("decoder", ["fused", "transformers"])
+def test_random_weights_are_the_same_at_every_start(decoder: str) -> None:
     source = f"random://{tiny_model('llama')[1]}"
-    first, second = load(source), load(source)
+    first, second = load(source, decoder=decoder), load(source, decoder=decoder)
     for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, two)
 

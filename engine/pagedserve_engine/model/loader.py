@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import MemoryPlanError, ModelLoadError, UnsupportedModelError
-from pagedserve_engine.model.probe import probe
-from pagedserve_engine.model.products import widen_products
-from pagedserve_engine.model.progress import Progress, progress_for, transformers_progress
+from pagedserve_engine.memory import AUTO_BATCH_TOKENS
+from pagedserve_engine.model.decoder import FusedDecoder
+from pagedserve_engine.model.decoder_loading import Blueprint, Build, draw_blueprint, random_decoder, read_decoder
+from pagedserve_engine.model.modules import RANDOM_SEED, Place, load_modules
+from pagedserve_engine.model.progress import Progress, progress_for
+from pagedserve_engine.model.recipes import NotCovered
 from pagedserve_engine.model.snapshot import convert
 from pagedserve_engine.model.sources import ModelSource, resolve
 from pagedserve_engine.model.spec import ModelSpec, refusal, token_ids
@@ -28,18 +31,13 @@ from pagedserve_engine.model.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_AUTO_MODEL: Any = AutoModelForCausalLM
-"""transformers gives these methods no types."""
-
-_SEED = 0
-"""Random weights are the same at every start."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model on its device, in evaluation mode, calling the attention function that it was loaded for."""
 
-    model: PreTrainedModel
+    model: torch.nn.Module
+    """Called as a transformers model is: that, or a FusedDecoder."""
     spec: ModelSpec
     tokenizer: Tokenizer | None
     """None where random weights come without one: prompts are token ids then."""
@@ -66,16 +64,15 @@ def load_model(
         source = _converted(source, config, dtype, progress)
     shape = read_config(source.path, trust_remote_code=config.trust_remote_code)
     spec = _supported_spec(shape)
+    model: torch.nn.Module
     with _clear_errors(source, device):
-        if source.kind == "random":
-            model = _random_model(shape, device, dtype, attention_name)
+        files = _check_weight_files(source.path) if source.kind == "folder" else []
+        blueprint = _choose_decoder(config, source, shape, spec, files)
+        if blueprint is None:
+            model = load_modules(source, shape, spec, Place(device, dtype, attention_name), progress)
         else:
-            _check_weight_files(source.path)
-            with transformers_progress(progress, f"loading {source.name}"):
-                model = _read_model(source.path, shape, device, dtype, attention_name)
-        model.train(False).requires_grad_(False)
-        probe(model, spec)
-        widen_products(model)
+            build = Build(device=device, dtype=dtype, positions=_positions(config, spec))
+            model = _fused_model(blueprint, build, source, files, progress)
     tokenizer = Tokenizer.load(_folder(source), config, model_eos=_model_eos(model, spec))
     spec = dataclasses.replace(spec, eos_token_ids=tokenizer.eos_token_ids if tokenizer else _model_eos(model, spec))
     weights = weights_bytes(model)
@@ -169,45 +166,50 @@ def _supported_spec(shape: Any) -> ModelSpec:
     return spec
 
 
-def _read_model(
-    folder: Path, shape: Any, device: torch.device, dtype: torch.dtype, attention_name: str
-) -> PreTrainedModel:
-    model, report = _AUTO_MODEL.from_pretrained(
-        folder,
-        config=shape,
-        dtype=dtype,
-        device_map={"": device},
-        attn_implementation=attention_name,
-        local_files_only=True,
-        trust_remote_code=bool(getattr(shape, "auto_map", None)),
-        output_loading_info=True,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelLoadError(
-            f"{folder}: the weights lack {len(missing)} tensors that the configuration asks for, {missing[0]} first: "
-            "download the model again, or give the folder that fits its config.json",
-            param="model",
-        )
-    return model  # type: ignore[no-any-return]
+def _choose_decoder(
+    config: EngineConfig, source: ModelSource, shape: Any, spec: ModelSpec, files: list[Path]
+) -> Blueprint | None:
+    """What the fused decoder needs to know, or None for transformers' modules; DECODER may insist on either."""
+    if config.decoder == "transformers":
+        return None
+    found: Blueprint | NotCovered
+    if config.trust_remote_code and getattr(shape, "auto_map", None):
+        found = NotCovered("it comes with code of its own")
+    elif source.kind == "folder" and not files:
+        found = NotCovered("its weights are no safetensors")
+    else:
+        found = draw_blueprint(shape, spec)
+    if isinstance(found, Blueprint):
+        return found
+    if config.decoder == "fused":
+        raise UnsupportedModelError(f"DECODER is 'fused' and {source.name}: {found.reason}; set DECODER=auto")
+    logger.info("%s runs in transformers' modules, which are slower: %s", source.name, found.reason)
+    return None
 
 
-def _random_model(shape: Any, device: torch.device, dtype: torch.dtype, attention_name: str) -> PreTrainedModel:
-    """The real shape with random weights, built where they stay: buffers come out as in any other construction."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), device:
-        torch.manual_seed(_SEED)
-        model = _AUTO_MODEL.from_config(shape, dtype=dtype, attn_implementation=attention_name)
-    return model  # type: ignore[no-any-return]
+def _positions(config: EngineConfig, spec: ModelSpec) -> int:
+    """Positions that a step may name: those of requests, and those of the largest batch while it warms up."""
+    length = spec.max_position_embeddings
+    if config.max_model_len != "auto":
+        length = min(length, config.max_model_len)
+    return max(length, AUTO_BATCH_TOKENS if config.max_batch_tokens == "auto" else config.max_batch_tokens)
 
 
-def _model_eos(model: PreTrainedModel, spec: ModelSpec) -> tuple[int, ...]:
+def _fused_model(
+    blueprint: Blueprint, build: Build, source: ModelSource, files: list[Path], progress: Progress
+) -> FusedDecoder:
+    if source.kind == "random":
+        return random_decoder(blueprint, build, seed=RANDOM_SEED)
+    return read_decoder(blueprint, build, files, progress=progress, what=f"loading {source.name}")
+
+
+def _model_eos(model: torch.nn.Module, spec: ModelSpec) -> tuple[int, ...]:
     generation = getattr(model, "generation_config", None)
     return tuple(dict.fromkeys((*token_ids(getattr(generation, "eos_token_id", None)), *spec.eos_token_ids)))
 
 
-def _check_weight_files(folder: Path) -> None:
-    """Say which file is missing or cut short before transformers stumbles over it."""
+def _check_weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors; says which file is missing or cut short before it is needed."""
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
@@ -226,6 +228,7 @@ def _check_weight_files(folder: Path) -> None:
         except (SafetensorError, OSError) as error:
             message = f"{file} is cut short or damaged ({error}): download the model again"
             raise ModelLoadError(message, param="model") from error
+    return files
 
 
 @contextmanager

@@ -57,17 +57,23 @@ class WideEmbedding(nn.Module):
         return found
 
 
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What products of ``dtype`` values are computed in on ``device``: float32 on a CPU that is slow at 16 bits."""
+    if device.type != "cpu" or dtype not in _HALF:
+        return dtype
+    slowdown = measure_slowdown(dtype)
+    if slowdown < _WORTH:
+        return dtype
+    logger.info("%s products are %.1f times slower than float32 here: weights are held in float32", dtype, slowdown)
+    return torch.float32
+
+
 def widen_products(model: nn.Module) -> bool:
     """Replace the model's linear layers if they are 16-bit, on a CPU, and slow there; whether it did."""
     linear = next((module for module in model.modules() if type(module) is nn.Linear), None)
-    if linear is None or linear.weight.device.type != "cpu" or linear.weight.dtype not in _HALF:
-        return False
-    dtype = linear.weight.dtype
-    slowdown = measure_slowdown(dtype)
-    if slowdown < _WORTH:
+    if linear is None or product_dtype(linear.weight.dtype, linear.weight.device) is linear.weight.dtype:
         return False
     widen(model)
-    logger.info("%s products are %.1f times slower than float32 here: weights are held in float32", dtype, slowdown)
     return True
 
 

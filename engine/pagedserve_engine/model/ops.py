@@ -1,0 +1,161 @@
+"""What a fused decoder computes between its products and attention, behind one protocol.
+
+The torch implementation runs on every device and says what the others must compute. Which one a device gets is decided
+here and nowhere else. Nothing here waits for the device or has shapes that depend on data, so that whole steps can be
+captured as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, Protocol
+
+import torch
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+class Ops(Protocol):
+    """The fused operations of a decoder layer; T tokens, d numbers in a head."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, offset: float
+    ) -> torch.Tensor:
+        """[T, H] to its norm, in float32 inside; with a ``residual`` x is added to it in place and the sum is normed.
+
+        ``offset`` 0 multiplies by ``weight`` after rounding (Llama), 1 by 1 + ``weight`` before it (Gemma).
+        """
+
+    def rope_and_write(
+        self,
+        qkv: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        write_indices: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        heads: int,
+        eps: float,
+        offset: float,
+    ) -> torch.Tensor:
+        """Rotated queries [T, heads, d] of ``qkv`` [T, (heads + 2 · kv_heads) · d]; keys and values go to the cache.
+
+        Norms [d] apply to each head before the rotation. A row of ``cos_sin`` [positions, rotary_dim], float32, has the
+        cosines of each pair, then the sines; number i of a head pairs with number i + rotary_dim / 2. Pages of ``keys``
+        and ``values`` [blocks, block_size, kv_heads, d] are counted flat by ``write_indices`` [T]; -1 is written to
+        no page that anybody reads.
+        """
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """[T, 2 · I] to [T, I]: the activated first half times the second."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """[T, K] times ``weight`` [N, K] transposed, in the dtype of ``x``; a wider weight is multiplied in its own."""
+
+
+class TorchOps:
+    """The operations in plain torch."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, offset: float
+    ) -> torch.Tensor:
+        """See ``Ops``."""
+        if residual is not None:
+            x = residual.add_(x)
+        return _rms_norm(x, weight, eps, offset=offset)
+
+    def rope_and_write(
+        self,
+        qkv: torch.Tensor,
+        *,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        write_indices: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        heads: int,
+        eps: float,
+        offset: float,
+    ) -> torch.Tensor:
+        """See ``Ops``."""
+        kv_heads, head_dim = keys.shape[-2:]
+        split = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)
+        turning, value = split[:, : heads + kv_heads], split[:, heads + kv_heads :]
+        if q_norm is not None and k_norm is not None:
+            query = _rms_norm(turning[:, :heads], q_norm, eps, offset=offset)
+            turning = torch.cat((query, _rms_norm(turning[:, heads:], k_norm, eps, offset=offset)), dim=1)
+        turned = _rotate(turning, cos_sin.index_select(0, positions))
+        # Padding writes to the null block, which nobody reads unmasked.
+        places = write_indices.clamp(min=0)
+        _store(keys, turned[:, heads:], places)
+        _store(values, value, places)
+        return turned[:, :heads]
+
+    def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """See ``Ops``."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+        return active.mul_(up)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See ``Ops``."""
+        if x.dtype == weight.dtype:
+            return functional.linear(x, weight, bias)
+        return functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float) -> torch.Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if offset:
+        return (normed * (offset + weight.float())).to(x.dtype)
+    return normed.to(x.dtype) * weight
+
+
+def _rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+    """``x`` [T, heads, d] turned by ``cos_sin`` [T, rotary_dim], rounded once to the dtype of ``x``."""
+    rotary_dim = cos_sin.shape[-1]
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    first, second = x[..., :rotary_dim].float().chunk(2, dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    half = rotary_dim // 2
+    out[..., :half] = first * cos - second * sin
+    out[..., half:rotary_dim] = second * cos + first * sin
+    if rotary_dim < x.shape[-1]:
+        out[..., rotary_dim:] = x[..., rotary_dim:]
+    return out
+
+
+def _store(pages: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> None:
+    """Write ``new`` [T, kv_heads, d] to the flat page ``places`` [T]; an 8-bit cache saturates."""
+    flat = pages.view(-1, *pages.shape[2:])
+    if pages.dtype.itemsize > 1:
+        flat.index_copy_(0, places, new.to(pages.dtype))
+        return
+    limit = torch.finfo(pages.dtype).max
+    # Bytes, because copies by index are not there for 8-bit floats on every device.
+    flat.view(torch.uint8).index_copy_(0, places, new.clamp(-limit, limit).to(pages.dtype).view(torch.uint8))
+
+
+def choose_ops(device: torch.device) -> Ops:
+    """The fastest operations that are there for ``device``."""
+    if device.type == "cuda":
+        return _triton_ops()
+    return TorchOps()
+
+
+def _triton_ops() -> Ops:
+    try:
+        from pagedserve_engine.kernels.ops import TritonOps
+    except ImportError as error:
+        logger.warning("the decoder runs its small operations in torch, which is slower: %s", error)
+        return TorchOps()
+    return TritonOps()
