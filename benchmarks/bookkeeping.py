@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from benchmarks.workloads import FIRST_TOKEN_ID
-from pagedserve_engine.batch import Batch, StepOutput
+from pagedserve_engine.batch import Batch, ReadyStep, StepOutput
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
 from pagedserve_engine.processor import ContinuousBatchProcessor
@@ -34,13 +34,13 @@ SIZES = (256, 512, 1_024)
 class NoModel:
     """Answers every sampled row with the same token."""
 
-    def run(self, batch: Batch) -> StepOutput:
+    def launch(self, batch: Batch) -> ReadyStep:
         """One token for each sampled row, at once."""
         tokens = np.full(int(batch.sampled.sum()), FIRST_TOKEN_ID, dtype=np.int32)
-        return StepOutput(token_ids=tokens, logprobs={}, prompt_logprobs={}, failed={})
+        return ReadyStep(StepOutput(token_ids=tokens, logprobs={}, prompt_logprobs={}, failed={}))
 
 
-def build_processor(num_running: int) -> ContinuousBatchProcessor:
+def build_processor(num_running: int, steps_in_flight: int) -> ContinuousBatchProcessor:
     """A processor with ``num_running`` requests of ``PROMPT_TOKENS`` tokens, their prefill done."""
     layout = CacheLayout.build(
         ["full"] * 30, window=None, num_kv_heads=3, head_dim=64, block_size=BLOCK_SIZE, dtype_bytes=2
@@ -56,7 +56,7 @@ def build_processor(num_running: int) -> ContinuousBatchProcessor:
         safety_margin=0.0,
         eos_token_ids=[2],
     )
-    processor = ContinuousBatchProcessor(scheduler, NoModel())
+    processor = ContinuousBatchProcessor(scheduler, NoModel(), steps_in_flight=steps_in_flight)
     for index in range(num_running):
         prompt = [FIRST_TOKEN_ID + index] + [FIRST_TOKEN_ID] * (PROMPT_TOKENS - 1)
         request = RequestState.create(
@@ -76,9 +76,9 @@ def build_processor(num_running: int) -> ContinuousBatchProcessor:
     return processor
 
 
-def milliseconds_per_step(num_running: int) -> tuple[float, float]:
+def milliseconds_per_step(num_running: int, steps_in_flight: int) -> tuple[float, float]:
     """Median and 99th percentile over ``MEASURED_STEPS`` steps of decoding alone."""
-    processor = build_processor(num_running)
+    processor = build_processor(num_running, steps_in_flight)
     assert processor.scheduler.num_running == num_running
     durations = []
     for _ in range(MEASURED_STEPS):
@@ -92,8 +92,10 @@ def milliseconds_per_step(num_running: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--running", type=int, nargs="*", default=list(SIZES), help="requests that run")
-    for size in parser.parse_args().running:
-        median, tail = milliseconds_per_step(size)
+    parser.add_argument("--in-flight", type=int, default=0, help="steps launched before the oldest is read")
+    arguments = parser.parse_args()
+    for size in arguments.running:
+        median, tail = milliseconds_per_step(size, arguments.in_flight)
         print(json.dumps({"running": size, "median_ms": median, "p99_ms": tail}), flush=True)
 
 

@@ -15,7 +15,7 @@ from pagedserve_engine.cache.tensors import CacheTensors, choose_cache_dtype
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import ConfigError
 from pagedserve_engine.grammar import GrammarCompiler
-from pagedserve_engine.inputs import InputBuilder
+from pagedserve_engine.inputs import InputBuilder, staging_bytes
 from pagedserve_engine.memory import (
     Memory,
     MemoryInputs,
@@ -34,6 +34,7 @@ from pagedserve_engine.runner import ModelRunner
 from pagedserve_engine.sampling_state import SamplingState
 from pagedserve_engine.scheduler.budget import PROMPT_LOGITS
 from pagedserve_engine.scheduler.scheduler import Scheduler
+from pagedserve_engine.staging import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,11 @@ class Core:
         return self.spec.vocab_size
 
 
-def build_core(config: EngineConfig) -> Core:
-    """Load the model and lay out memory; raises StartupError with what to change."""
+def build_core(config: EngineConfig, *, steps_in_flight: int | None = None) -> Core:
+    """Load the model and lay out memory; raises StartupError with what to change.
+
+    ``steps_in_flight`` None: one where a device computes beside the host, none on a CPU.
+    """
     device, before, loaded = _load(config)
     plan, layout, cache_dtype = plan_core(config, loaded, device, before=before)
     logger.info("memory: %s", describe(plan))
@@ -78,19 +82,35 @@ def build_core(config: EngineConfig) -> Core:
         grammars = GrammarCompiler(
             loaded.tokenizer.transformers_tokenizer, loaded.spec.vocab_size, loaded.spec.eos_token_ids
         )
+    staging = _staging(
+        config, layout, device, max_batch_tokens=plan.max_batch_tokens, max_model_len=plan.max_model_len
+    )
     sampling = SamplingState(
         loaded.spec.vocab_size,
         config.max_num_seqs,
         eos_token_ids=loaded.spec.eos_token_ids,
         device=device,
         grammars=grammars,
+        staging=staging,
     )
-    attention = choose_backend(config.attention)
-    inputs = InputBuilder(layout, tensors, attention, device=device, num_layers=loaded.spec.num_layers)
+    attention = choose_backend(config.attention, str(device))
+    inputs = InputBuilder(
+        layout,
+        tensors,
+        attention,
+        staging,
+        num_layers=loaded.spec.num_layers,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=plan.max_model_len,
+    )
     runner = ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs)
     runner.warm_up(_WARM_UP_TOKENS, 2)
     return Core(
-        processor=ContinuousBatchProcessor(_scheduler(config, plan, layout, loaded.spec), runner),
+        processor=ContinuousBatchProcessor(
+            _scheduler(config, plan, layout, loaded.spec),
+            runner,
+            steps_in_flight=int(device.type != "cpu") if steps_in_flight is None else steps_in_flight,
+        ),
         name=loaded.name,
         spec=loaded.spec,
         tokenizer=loaded.tokenizer,
@@ -204,11 +224,22 @@ def measure_activations(
 ) -> tuple[int, float]:
     """(Fixed bytes, bytes per query token) of a step, from the peaks of two worst-case steps on the device."""
     tensors = CacheTensors(layout, 1, cache_dtype, device)
-    sampling = SamplingState(loaded.spec.vocab_size, config.max_num_seqs, eos_token_ids=(), device=device)
-    attention = choose_backend(config.attention)
-    step_inputs = InputBuilder(layout, tensors, attention, device=device, num_layers=loaded.spec.num_layers)
-    runner = ModelRunner(loaded.model, step_inputs, sampling, max_num_seqs=config.max_num_seqs)
     large = 2048 if config.max_batch_tokens == "auto" else config.max_batch_tokens
+    longest = loaded.spec.max_position_embeddings if config.max_model_len == "auto" else config.max_model_len
+    staging = _staging(config, layout, device, max_batch_tokens=large, max_model_len=longest)
+    sampling = SamplingState(
+        loaded.spec.vocab_size, config.max_num_seqs, eos_token_ids=(), device=device, staging=staging
+    )
+    step_inputs = InputBuilder(
+        layout,
+        tensors,
+        choose_backend(config.attention, str(device)),
+        staging,
+        num_layers=loaded.spec.num_layers,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=longest,
+    )
+    runner = ModelRunner(loaded.model, step_inputs, sampling, max_num_seqs=config.max_num_seqs)
     small = max(1, large // 2)
     peaks = []
     for tokens in (small, large):
@@ -219,6 +250,15 @@ def measure_activations(
         peaks.append(torch.cuda.max_memory_allocated(device) - resting)
     per_token = max(0.0, (peaks[1] - peaks[0]) / max(1, large - small))
     return max(0, int(peaks[1] - per_token * large)), per_token
+
+
+def _staging(
+    config: EngineConfig, layout: CacheLayout, device: torch.device, *, max_batch_tokens: int, max_model_len: int
+) -> Staging:
+    capacity = staging_bytes(
+        layout, max_num_seqs=config.max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=max_model_len
+    )
+    return Staging(capacity, device)
 
 
 def formula_bytes(plan: MemoryPlan, spec: ModelSpec, layout: CacheLayout) -> int:

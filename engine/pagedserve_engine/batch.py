@@ -1,8 +1,13 @@
-"""What one step runs, as plain data: the scheduler fills it, the runner reads it, nobody changes it."""
+"""What one step runs, as plain data: the scheduler fills it, the runner reads it, nobody changes it.
+
+A batch holds copies of all that it names, so that it stays true while the scheduler moves on: between a step's launch
+and its commit, requests may end, give their slots up, or be in the next step already.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +17,7 @@ from pagedserve_engine.request import RequestState, TokenLogprob
 Int32Array = npt.NDArray[np.int32]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class Batch:
     """One step's rows; R rows, T query tokens, G layer groups.
 
@@ -23,12 +28,16 @@ class Batch:
     """R requests, in row order."""
     slots: Int32Array
     """[R] row of each request in the scheduler's tables; stable while a request runs."""
+    stays: Int32Array
+    """[R] number of each request's stay in its slot; a slot that was left, or given to another, has a higher one."""
     query_lens: Int32Array
     """[R] tokens of each row that this step computes, ≥ 1."""
     context_lens: Int32Array
     """[R] tokens of each row that the cache holds before this step."""
     token_ids: Int32Array
-    """[T] the query tokens, row after row."""
+    """[T] the query tokens, row after row; 0 for those that are carried over."""
+    carried: npt.NDArray[np.bool_]
+    """[R] rows of one query token that a step in flight samples: the device has it, the host doesn't yet."""
     sampled: npt.NDArray[np.bool_]
     """[R] rows whose last query token gets a next token: they reach the end of what is known."""
     block_tables: tuple[Int32Array, ...]
@@ -37,6 +46,8 @@ class Batch:
     """The first so many rows have one query token and are sampled."""
     admitted: tuple[int, ...]
     """Rows whose request entered its slot with this step."""
+    lockstep: bool = False
+    """Whether the host must know this step's tokens before the next step is chosen (a grammar follows them)."""
 
     @property
     def num_tokens(self) -> int:
@@ -56,3 +67,21 @@ class StepOutput:
     """By row of the batch: one entry for each prompt token *after* the row's query tokens that is still prompt."""
     failed: dict[int, Exception]
     """By row of the batch: rows that alone went wrong (what they ask can't be had, a grammar that broke)."""
+
+
+class PendingStep(Protocol):
+    """A step that was launched."""
+
+    def read(self) -> StepOutput:
+        """Wait for the step and bring back what it computed; called once. Raises what ``launch`` raises."""
+
+
+@dataclass(slots=True, frozen=True)
+class ReadyStep:
+    """A step that was computed at its launch."""
+
+    output: StepOutput
+
+    def read(self) -> StepOutput:
+        """What it computed."""
+        return self.output

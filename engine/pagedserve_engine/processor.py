@@ -1,12 +1,23 @@
-"""One step after another: schedule, run, commit. No thread, no event loop, no clock but for measuring."""
+"""One step after another: schedule, launch, read, commit. No thread, no event loop, no clock but for measuring.
+
+With ``steps_in_flight`` 0 a step is read as soon as it is launched. With 1 the next step is scheduled and launched
+first, so that the device has work while the host reads: the scheduler then speaks of what was launched, the requests'
+outputs of what was read, and everything between belongs to the steps in flight, which this module alone holds.
+
+A launch that fails is a step that fails when it is read, after those before it, so that they lose nothing. A step that
+fails takes those launched after it with it: their results are void, and requests that only these ran are computed
+again.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from dataclasses import dataclass
 from typing import Protocol
 
-from pagedserve_engine.batch import Batch, StepOutput
+from pagedserve_engine.batch import Batch, PendingStep, StepOutput
 from pagedserve_engine.errors import (
     DeviceFailedError,
     EngineError,
@@ -27,18 +38,38 @@ MAX_FAILED_STEPS = 8
 class Runner(Protocol):
     """What runs a batch; ``ModelRunner`` but for tests and benchmarks."""
 
-    def run(self, batch: Batch) -> StepOutput:
-        """Compute one step. Raises OutOfDeviceMemoryError, DeviceFailedError, or anything for a failed step."""
+    def launch(self, batch: Batch) -> PendingStep:
+        """Queue one step on the device without waiting for it.
+
+        Raises OutOfDeviceMemoryError, DeviceFailedError, or anything for a failed step.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedLaunch:
+    """A step that never began."""
+
+    error: Exception
+
+    def read(self) -> StepOutput:
+        """Raises what the launch raised."""
+        raise self.error
 
 
 class ContinuousBatchProcessor:
     """Owns the scheduler and the runner; every call is made by one thread."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, *, steps_in_flight: int = 0) -> None:
         self.scheduler = scheduler
         self._runner = runner
+        self._steps_in_flight = steps_in_flight
+        self._pending: deque[tuple[Batch, PendingStep]] = deque()
+        """What is in flight, the oldest first; the scheduler counts the same batches."""
         self._failed_steps = 0
         self._preemptions_seen = 0
+        self._last_read: float | None = None
+        """When the last results came, while there is work."""
+        self._waited = 0.0
 
     def add_request(self, request: RequestState) -> GenerationOutput | None:
         """Queue ``request``; the answer is its refusal, if it can never fit."""
@@ -53,9 +84,9 @@ class ContinuousBatchProcessor:
         return self.scheduler.cancel(request_id)
 
     def prepare_next_batch(self) -> Batch | None:
-        """What the next step runs; None where there is nothing to do."""
+        """What the next step runs; None where there is nothing to do, or nothing before a step in flight is read."""
         batch = self.scheduler.schedule()
-        assert batch is not None or self.scheduler.idle, "requests wait and none can run"
+        assert batch is not None or self._pending or self.scheduler.idle, "requests wait and none can run"
         return batch
 
     def update_batch(self, batch: Batch, output: StepOutput) -> list[GenerationOutput]:
@@ -63,30 +94,66 @@ class ContinuousBatchProcessor:
         return self.scheduler.commit(batch, output)
 
     def fail_all_requests(self, error: PagedServeError) -> list[GenerationOutput]:
-        """End every request with ``error``."""
+        """End every request with ``error``; what is in flight is dropped when it is read."""
         return self.scheduler.fail_all(error)
 
     def step(self) -> tuple[list[GenerationOutput], StepStats]:
-        """Run one step; returns the requests' news and the step's figures (of no tokens where there was nothing to do).
+        """Launch one step, and read the one before; returns the news and figures (of no tokens where nothing ran).
 
         A step that fails ends the requests in it and no other. Raises DeviceFailedError where going on is pointless.
         """
         started = time.perf_counter()
+        self._waited = gap = 0.0
+        outputs: list[GenerationOutput] = []
         batch = self.prepare_next_batch()
-        if batch is None:
-            return [], self._measure(None, [], 0.0)
+        allowed = 0
+        if batch is not None:
+            pending = self._launch(batch)
+            if not self._pending and self._last_read is not None:
+                gap = time.perf_counter() - self._last_read
+            self._pending.append((batch, pending))
+            allowed = 0 if batch.lockstep or isinstance(pending, _FailedLaunch) else self._steps_in_flight
+        while len(self._pending) > allowed:
+            outputs += self._read_oldest()
+        if self.scheduler.idle:
+            self._last_read = None
+        return outputs, self._measure(batch, outputs, duration=time.perf_counter() - started, gap=gap)
+
+    def _launch(self, batch: Batch) -> PendingStep:
         try:
-            output = self._runner.run(batch)
-        except OutOfDeviceMemoryError as error:
-            outputs = self._lower_batch(batch, error)
+            return self._runner.launch(batch)
+        except Exception as error:
+            return _FailedLaunch(error)
+
+    def _read_oldest(self) -> list[GenerationOutput]:
+        batch, pending = self._pending.popleft()
+        asked = time.perf_counter()
+        try:
+            output = pending.read()
         except DeviceFailedError:
             raise
+        except OutOfDeviceMemoryError as error:
+            self._void_pending()
+            return self._lower_batch(batch, error)
         except Exception as error:
-            outputs = self._fail_step(batch, error)
-        else:
-            self._failed_steps = 0
-            outputs = self.update_batch(batch, output)
-        return outputs, self._measure(batch, outputs, time.perf_counter() - started)
+            self._void_pending()
+            return self._fail_step(batch, error)
+        now = time.perf_counter()
+        self._last_read, self._waited = now, self._waited + now - asked
+        self._failed_steps = 0
+        return self.update_batch(batch, output)
+
+    def _void_pending(self) -> None:
+        """Take back what was launched after a step that failed: it may have read what was never written."""
+        while self._pending:
+            batch, pending = self._pending.pop()
+            try:
+                pending.read()
+            except DeviceFailedError:
+                raise
+            except Exception as error:
+                logger.warning("a step failed that followed a failed one, and is computed again: %s", error)
+            self.scheduler.retry_batch(batch, context_holds=False)
 
     def _lower_batch(self, batch: Batch, error: OutOfDeviceMemoryError) -> list[GenerationOutput]:
         if batch.num_tokens == 1:
@@ -105,7 +172,9 @@ class ContinuousBatchProcessor:
         cause = error if isinstance(error, EngineError) else StepFailedError(f"the step failed: {error}")
         return self.scheduler.fail_batch(batch, cause)
 
-    def _measure(self, batch: Batch | None, outputs: list[GenerationOutput], duration: float) -> StepStats:
+    def _measure(
+        self, batch: Batch | None, outputs: list[GenerationOutput], *, duration: float, gap: float
+    ) -> StepStats:
         scheduler, cache = self.scheduler, self.scheduler.cache
         oldest = scheduler.oldest_arrival()
         preemptions = scheduler.num_preemptions - self._preemptions_seen
@@ -113,6 +182,8 @@ class ContinuousBatchProcessor:
         generated = sum(len(news.token_ids) for news in outputs)
         return StepStats(
             duration=duration,
+            wait=self._waited,
+            gap=gap,
             num_tokens=0 if batch is None else batch.num_tokens,
             budget=scheduler.max_batch_tokens,
             num_running=scheduler.num_running,

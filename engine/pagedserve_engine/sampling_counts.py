@@ -1,14 +1,17 @@
-"""How often each running request has used each token: one row of the vocabulary for each request with penalties."""
+"""How often each running request has used each token: one row of the vocabulary for each request with penalties.
+
+The counts are kept on the device, from the tokens as they are sampled there, so that the next step needs no host.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pagedserve_engine.sampling import PROMPT_SEEN
+from pagedserve_engine.staging import send
 
 _FIRST_ROWS = 8
 
@@ -26,20 +29,23 @@ class TokenCounts:
         if not self._free:
             self._grow()
         row = self._free.pop()
-        counts = np.bincount(np.asarray(output_ids, dtype=np.int64), minlength=self.tensor.shape[1]).astype(np.int32)
-        counts[np.asarray(prompt_ids, dtype=np.int64)] |= PROMPT_SEEN
-        self.tensor[row] = torch.from_numpy(counts).to(self.tensor.device)
+        counts = self.tensor[row].zero_()
+        counts.index_fill_(0, self._send(prompt_ids), PROMPT_SEEN)
+        used = self._send(output_ids)
+        counts.scatter_add_(0, used, torch.ones_like(used, dtype=torch.int32))
         return row
 
     def give_back(self, row: int) -> None:
         """``row`` may be lent again."""
         self._free.append(row)
 
-    def add(self, rows: npt.NDArray[np.integer], token_ids: npt.NDArray[np.integer]) -> None:
-        """Each of ``rows``, no two the same, has used its token of ``token_ids``."""
-        places = [torch.from_numpy(values.astype(np.int64)).to(self.tensor.device) for values in (rows, token_ids)]
-        one = torch.ones((), dtype=torch.int32, device=self.tensor.device)
-        self.tensor.index_put_(tuple(places), one, accumulate=True)
+    def add(self, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Each of ``rows`` [P], no two the same, has used its token of ``token_ids`` [P]; all int64 on the device."""
+        places = rows * self.tensor.shape[1] + token_ids
+        self.tensor.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))
+
+    def _send(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return send(np.asarray(token_ids, dtype=np.int64), self.tensor.device)
 
     def _grow(self) -> None:
         known = len(self.tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pagedserve_engine.sampling import Entries, LogprobRows, Penalties, Randomness, SamplingTensors
 from pagedserve_engine.sampling_filters import Filters
+from pagedserve_engine.staging import send
 
 NONE = -1
 
@@ -40,15 +42,29 @@ Bias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """Rows [L] whose log probabilities are reported, and how many of the likeliest tokens each wants."""
+
+    rows: Rows
+    num_top: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, table: Table) -> Self:
+        """Those of the S rows of ``table``."""
+        rows = np.flatnonzero(table["num_top"] != NONE)
+        return cls(rows, table["num_top"][rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A step's tensors as far as they last, and the rows of those that don't."""
 
     tensors: SamplingTensors
     random_rows: Rows
-    penalised_rows: Rows
     grammar_rows: list[int]
     min_tokens: npt.NDArray[np.int32] | None
     """[S], where any row has a minimum."""
+    reported: Reported
 
     @property
     def constant(self) -> bool:
@@ -68,14 +84,22 @@ def build_plan(
     device = counts.device
     random_rows = np.flatnonzero(~table["greedy"])
     penalised_rows = np.flatnonzero(table["count_row"] != NONE)
-    min_tokens = table["min_tokens"].copy()
+    min_tokens, reported = table["min_tokens"].copy(), Reported.of(table)
     tensors = SamplingTensors(
         bias=_bias(biases, device),
         penalties=_penalties(table, penalised_rows, counts) if len(penalised_rows) else None,
         random=_random(table, random_rows, vocab_size, device) if len(random_rows) else None,
-        logprobs=_logprobs(table, device),
+        logprobs=LogprobRows(vector(reported.rows, device), int(reported.num_top.max()))
+        if len(reported.rows)
+        else None,
     )
-    return Plan(tensors, random_rows, penalised_rows, grammar_rows, min_tokens if min_tokens.any() else None)
+    return Plan(
+        tensors,
+        random_rows,
+        grammar_rows=grammar_rows,
+        min_tokens=min_tokens if min_tokens.any() else None,
+        reported=reported,
+    )
 
 
 def column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
@@ -85,7 +109,7 @@ def column(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
 
 def vector(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     """A copy of ``values`` on ``device``."""
-    return torch.from_numpy(values.copy()).to(device, non_blocking=True)
+    return send(values, device)
 
 
 def _bias(biases: Mapping[int, Bias], device: torch.device) -> Entries | None:
@@ -130,8 +154,3 @@ def _filters(table: Table, vocab_size: int, device: torch.device) -> Filters | N
         top_p=column(picked["top_p"], device) if by_p.any() else None,
         min_p=column(picked["min_p"], device) if by_min.any() else None,
     )
-
-
-def _logprobs(table: Table, device: torch.device) -> LogprobRows | None:
-    rows = np.flatnonzero(table["num_top"] != NONE)
-    return LogprobRows(vector(rows, device), int(table["num_top"][rows].max())) if len(rows) else None

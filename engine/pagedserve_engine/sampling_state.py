@@ -2,6 +2,10 @@
 
 Parameters live in a numpy table; a step picks its rows from it. Only what a request really uses exists: counts for
 penalties, a matcher for a grammar. All of it can be built again from the request, so preemption loses nothing.
+
+With a step in flight the host chooses the next step's parameters before it knows this step's tokens. What depends on
+them is kept on the device (``record``: counts) or depends on their number alone (random numbers, min_tokens); only a
+grammar must be told on the host (``advance``), so such steps are read before the next one is launched.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pagedserve_engine.batch import Int32Array
 from pagedserve_engine.errors import InvalidParameterError, PagedServeError
@@ -20,7 +25,8 @@ from pagedserve_engine.grammar import GrammarCompiler, GrammarMatcher
 from pagedserve_engine.request import RequestState, SamplingParams, TokenLogprob
 from pagedserve_engine.sampling import BANNED, Allowed, Entries, SamplingTensors, TokenLogprobs
 from pagedserve_engine.sampling_counts import TokenCounts
-from pagedserve_engine.sampling_plan import NONE, SLOT, Bias, Plan, build_plan, column, vector
+from pagedserve_engine.sampling_plan import NONE, SLOT, Bias, Plan, Reported, build_plan
+from pagedserve_engine.staging import Staging
 
 GREEDY_BELOW = 1e-5
 """Temperatures below are greedy: float32 could hardly tell the difference."""
@@ -41,10 +47,12 @@ class SamplingState:
         *,
         eos_token_ids: Sequence[int],
         grammars: GrammarCompiler | None = None,
+        staging: Staging | None = None,
     ) -> None:
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
         self._device = torch.device(device)
+        self._staging = staging or Staging(0, self._device)
         self._grammars = grammars
         self._slots = np.zeros(max_num_seqs, dtype=SLOT)
         self._slots["count_row"] = NONE
@@ -98,7 +106,8 @@ class SamplingState:
     def prepare(self, slots: Int32Array, positions: Int32Array, num_generated: Int32Array) -> SamplingTensors:
         """The parameters of a step that samples ``slots`` [S], all bound.
 
-        ``positions`` [S] are those of the tokens to come, ``num_generated`` [S] how many each request has generated.
+        ``positions`` [S] are those of the tokens to come, ``num_generated`` [S] how many each request has generated,
+        those in flight included. What is returned holds until the next step is prepared.
         """
         plan = self._plan_for(slots)
         if plan.constant:
@@ -107,31 +116,32 @@ class SamplingState:
         if plan.tensors.random is not None:
             rows = plan.random_rows
             uniform = uniform_numbers(self._slots["seed"][slots[rows]], positions[rows])
-            changes["random"] = dataclasses.replace(plan.tensors.random, uniform=column(uniform, self._device))
+            changes["random"] = dataclasses.replace(plan.tensors.random, uniform=self._staging.put(uniform[:, None]))
         if plan.grammar_rows:
             changes["allowed"] = self._fill_allowed(slots, plan.grammar_rows)
         if plan.min_tokens is not None:
             changes["bans"] = self._ban_ends(slots, num_generated < plan.min_tokens)
+        self._staging.flush()
         return dataclasses.replace(plan.tensors, **changes)  # type: ignore[arg-type]
 
-    def commit(self, slots: Int32Array, token_ids: Int32Array) -> dict[int, Exception]:
-        """Take note of the tokens [S] that ``slots`` [S] got; returns, by row, why a request can't go on."""
-        plan = self._plan_for(slots)
-        if len(plan.penalised_rows):
-            rows = plan.penalised_rows
-            self._counts.add(self._slots["count_row"][slots[rows]], token_ids[rows])
-        for row in plan.grammar_rows:
+    def record(self, slots: Int32Array, token_ids: Tensor) -> None:
+        """Count the tokens [S] that ``slots`` [S] get, where they are: on the device."""
+        penalties = self._plan_for(slots).tensors.penalties
+        if penalties is not None:
+            self._counts.add(penalties.count_rows, token_ids.index_select(0, penalties.rows))
+
+    def reported(self, slots: Int32Array) -> Reported:
+        """Which of ``slots`` [S] asked for log probabilities, as rows."""
+        return self._plan_for(slots).reported
+
+    def advance(self, slots: Int32Array, token_ids: Int32Array) -> dict[int, Exception]:
+        """Tell the grammars the tokens [S] that ``slots`` [S] got; returns, by row, why a request can't go on.
+
+        It comes between two steps that sample a slot with a grammar.
+        """
+        for row in self._plan_for(slots).grammar_rows:
             self._advance(int(slots[row]), int(token_ids[row]))
         return _by_row(self._failed, slots.tolist()) if self._failed else {}
-
-    def collect_logprobs(
-        self, slots: Int32Array, token_ids: Int32Array, logprobs: TokenLogprobs
-    ) -> dict[int, TokenLogprob]:
-        """By row, what ``sample`` reported of the ``token_ids`` [S] of those of ``slots`` [S] that asked."""
-        num_top = self._slots["num_top"][slots]
-        rows = np.flatnonzero(num_top != NONE)
-        found = read_logprobs(token_ids[rows], logprobs, num_top[rows])
-        return dict(zip(rows.tolist(), found, strict=True))
 
     # --- binding -----------------------------------------------------------------------------------------------------
 
@@ -189,7 +199,7 @@ class SamplingState:
                 # The step goes on for the others; commit() reports it.
                 self._failed[slot] = error
                 bits[place] = -1
-        return Allowed(vector(np.array(rows, dtype=np.int64), self._device), vector(bits, self._device))
+        return Allowed(self._staging.put(np.array(rows, dtype=np.int64)), self._staging.put(bits))
 
     def _ban_ends(self, slots: Int32Array, short: npt.NDArray[np.bool_]) -> Entries | None:
         ends = {
@@ -200,7 +210,7 @@ class SamplingState:
         rows = np.repeat(np.array(list(ends), dtype=np.int64), [len(ids) for ids in ends.values()])
         ids = np.concatenate(list(ends.values()))
         values = torch.full((len(ids),), BANNED, device=self._device)
-        return Entries(vector(rows, self._device), vector(ids, self._device), values)
+        return Entries(self._staging.put(rows), self._staging.put(ids), values)
 
     def _advance(self, slot: int, token_id: int) -> None:
         if slot in self._failed:

@@ -23,9 +23,13 @@ class StepStats:
     """One step in numbers: counts are of this step alone, the rest is the state that it left."""
 
     duration: float
-    """Seconds from the start of scheduling to the end of the commit."""
+    """Seconds from the start of scheduling to the end of the commit; with steps in flight, that of an earlier step."""
+    wait: float = 0.0
+    """Seconds of it in which the host waited for a step's results; where steps compute at their launch, none."""
+    gap: float = 0.0
+    """Seconds from the last step's results to this one's launch, in which nothing was in flight; 0 where one was."""
     num_tokens: int
-    """Query tokens scheduled; 0: nothing ran (requests were cancelled, say), and only the state is news."""
+    """Query tokens launched; 0: nothing was (requests were cancelled, say), and only the state is news."""
     budget: int
     """Query tokens that the step could have taken."""
     num_running: int

@@ -16,9 +16,11 @@ def batch_of(rows: list[tuple[int, int]], *tables: list[list[int]]) -> Batch:
     return Batch(
         requests=[request] * len(rows),
         slots=np.arange(len(rows), dtype=np.int32),
+        stays=np.zeros(len(rows), np.int32),
         query_lens=queries,
         context_lens=contexts,
         token_ids=np.zeros(queries.sum(), np.int32),
+        carried=np.zeros(len(rows), np.bool_),
         sampled=np.ones(len(rows), np.bool_),
         block_tables=tuple(np.array(table, np.int32) for table in tables),
         num_decodes=0,

@@ -27,10 +27,10 @@ class Gate(ShadowRunner):
         self.open = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
 
-    def run(self, batch):  # type: ignore[no-untyped-def]
+    def launch(self, batch):  # type: ignore[no-untyped-def]
         self.entered.release()
         self.open.acquire()
-        return super().run(batch)
+        return super().launch(batch)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pagedserve_engine.errors import InvalidParameterError, PagedServeError, Ste
 from pagedserve_engine.grammar import GrammarCompiler
 from pagedserve_engine.request import GrammarSpec, RequestState, SamplingParams, TokenLogprob
 from pagedserve_engine.sampling import sample
-from pagedserve_engine.sampling_state import SamplingState, uniform_numbers
+from pagedserve_engine.sampling_state import SamplingState, read_logprobs, uniform_numbers
 
 VOCAB = 64
 STOP, OTHER_STOP = 2, 3
@@ -45,8 +45,10 @@ def step(
     positions = np.array([request.num_tokens for request in requests], dtype=np.int32)
     generated = np.array([len(request.output_ids) for request in requests], dtype=np.int32)
     logits = torch.stack([logits_for(request, vocab=vocab) for request in requests])
-    token_ids = sample(logits, state.prepare(slots, positions, generated)).token_ids.numpy().astype(np.int32)
-    failed = state.commit(slots, token_ids)
+    sampled = sample(logits, state.prepare(slots, positions, generated)).token_ids
+    state.record(slots, sampled)
+    token_ids = sampled.numpy().astype(np.int32)
+    failed = state.advance(slots, token_ids)
     for request, token_id in zip(requests, token_ids.tolist(), strict=True):
         request.output_ids.append(token_id)
     return dict(zip(slots.tolist(), token_ids.tolist(), strict=True)), {
@@ -272,7 +274,9 @@ def test_log_probabilities_come_for_the_rows_that_asked_each_with_its_own_number
     logits = torch.stack([logits_for(request) for request in bound.values()])
     sampled = sample(logits, state.prepare(slots, threes, threes))
     assert sampled.logprobs is not None
-    found = state.collect_logprobs(slots, sampled.token_ids.numpy().astype(np.int32), sampled.logprobs)
+    token_ids, reported = sampled.token_ids.numpy(), state.reported(slots)
+    entries = read_logprobs(token_ids[reported.rows], sampled.logprobs, reported.num_top)
+    found = dict(zip(reported.rows.tolist(), entries, strict=True))
     assert set(found) == {1, 2}
     assert found[1].top == ()
     assert len(found[2].top) == 4
@@ -355,9 +359,9 @@ def test_a_token_that_breaks_its_grammar_fails_its_row_alone() -> None:
     token_ids = sample(torch.zeros(2, vocab), state.prepare(slots, threes, threes - 3)).token_ids.numpy()
     broken = token_ids.astype(np.int32)
     broken[1] = byte_tokenizer().encode("x")[0]
-    failed = state.commit(slots, broken)
+    failed = state.advance(slots, broken)
     assert list(failed) == [1]
     assert isinstance(failed[1], StepFailedError)
     # It stays failed, and its neighbour goes on.
     again = sample(torch.zeros(2, vocab), state.prepare(slots, threes, threes)).token_ids.numpy().astype(np.int32)
-    assert list(state.commit(slots, again)) == [1]
+    assert list(state.advance(slots, again)) == [1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
 from pagedserve_engine.errors import ContextLengthError, DeviceFailedError, OutOfDeviceMemoryError
 from pagedserve_engine.processor import ContinuousBatchProcessor
-from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
+from pagedserve_engine.request import FinishReason, GenerationOutput, GrammarSpec, RequestState, SamplingParams
 from pagedserve_engine.scheduler.scheduler import Scheduler
 from shadow import VOCAB, ShadowRunner, expected_output
 
@@ -36,6 +38,7 @@ class Engine:
         safety_margin: float = 0.0,
         prefix_cache: bool = True,
         eos: tuple[int, ...] = (),
+        steps_in_flight: int = 0,
     ) -> None:
         layout = CacheLayout.build(
             layer_types, window=window, num_kv_heads=1, head_dim=2, block_size=block_size, dtype_bytes=4
@@ -57,8 +60,8 @@ class Engine:
             safety_margin=safety_margin,
             eos_token_ids=eos,
         )
-        self.runner = ShadowRunner(layout, num_blocks=num_blocks, vocab_size=VOCAB)
-        self.processor = ContinuousBatchProcessor(self.scheduler, self.runner)
+        self.runner = ShadowRunner(layout, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
+        self.processor = ContinuousBatchProcessor(self.scheduler, self.runner, steps_in_flight=steps_in_flight)
         self.news: dict[str, list[GenerationOutput]] = {}
         self.requests: dict[str, RequestState] = {}
         self._arrivals = itertools.count()
@@ -114,9 +117,18 @@ def prompt(length: int, start: int = 0) -> list[int]:
     return [(start + i * 7) % VOCAB for i in range(length)]
 
 
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["one at a time", "one in flight", "two in flight"])
+def make(request: pytest.FixtureRequest) -> MakeEngine:
+    """Engine with so many steps in flight."""
+    return functools.partial(Engine, steps_in_flight=request.param)
+
+
 @pytest.mark.parametrize("policy", ["fifo", "prefill_first"])
-def test_every_request_gets_its_own_sequence_whatever_runs_beside_it(policy: str) -> None:
-    engine = Engine(policy=policy)
+def test_every_request_gets_its_own_sequence_whatever_runs_beside_it(make: MakeEngine, policy: str) -> None:
+    engine = make(policy=policy)
     ids = [engine.add(prompt(n, n), max_tokens=9) for n in (1, 3, 4, 5, 17, 40)]
     engine.run()
     for request_id in ids:
@@ -124,35 +136,35 @@ def test_every_request_gets_its_own_sequence_whatever_runs_beside_it(policy: str
     assert engine.cache.num_free == engine.cache.num_total
 
 
-def test_a_prompt_longer_than_the_budget_is_split_and_decoding_goes_on_beside_it() -> None:
-    engine = Engine(budget=8, num_blocks=64)
+def test_a_prompt_longer_than_the_budget_is_split_and_decoding_goes_on_beside_it(make: MakeEngine) -> None:
+    engine = make(budget=8, num_blocks=64)
     short = engine.add(prompt(3), max_tokens=20)
     engine.step()
     long = engine.add(prompt(40, 5), max_tokens=2)
     for _ in range(5):
-        before = len(engine.tokens(short))
         engine.step()
-        assert len(engine.tokens(short)) == before + 1
+        assert engine.runner.batches[-1].requests == [engine.requests[short], engine.requests[long]]
     engine.run()
     engine.assert_exact(long)
     assert max(batch.num_tokens for batch in engine.runner.batches) <= 8
 
 
-def test_prefill_first_finishes_a_split_prefill_before_it_decodes() -> None:
-    engine = Engine(budget=8, num_blocks=64, policy="prefill_first")
+def test_prefill_first_finishes_a_split_prefill_before_it_decodes(make: MakeEngine) -> None:
+    engine = make(budget=8, num_blocks=64, policy="prefill_first")
     short = engine.add(prompt(3), max_tokens=20)
     engine.step()
     engine.add(prompt(40, 5), max_tokens=2)
     engine.step()
-    before = len(engine.tokens(short))
+    prefilled = engine.runner.num_prompt_tokens
     engine.step()
-    assert len(engine.tokens(short)) == before
+    assert engine.runner.num_prompt_tokens == prefilled + 8
+    assert engine.runner.batches[-1].num_decodes == 0
     engine.run()
     engine.assert_exact(short)
 
 
-def test_out_of_blocks_the_youngest_gives_way_and_loses_nothing() -> None:
-    engine = Engine(num_blocks=13, block_size=4, budget=64)
+def test_out_of_blocks_the_youngest_gives_way_and_loses_nothing(make: MakeEngine) -> None:
+    engine = make(num_blocks=13, block_size=4, budget=64)
     ids = [engine.add(prompt(8, n * 100), max_tokens=24) for n in range(4)]
     engine.run()
     assert engine.scheduler.num_preemptions > 0
@@ -161,8 +173,8 @@ def test_out_of_blocks_the_youngest_gives_way_and_loses_nothing() -> None:
         engine.assert_exact(request_id)
 
 
-def test_below_the_safety_margin_nothing_new_is_admitted_while_something_runs() -> None:
-    engine = Engine(num_blocks=11, block_size=4, budget=64, safety_margin=0.5)
+def test_below_the_safety_margin_nothing_new_is_admitted_while_something_runs(make: MakeEngine) -> None:
+    engine = make(num_blocks=11, block_size=4, budget=64, safety_margin=0.5)
     engine.add(prompt(12), max_tokens=4)
     engine.step()
     engine.add(prompt(12, 50), max_tokens=4)
@@ -171,31 +183,31 @@ def test_below_the_safety_margin_nothing_new_is_admitted_while_something_runs() 
     engine.run()
 
 
-def test_a_lone_prompt_larger_than_what_the_margin_leaves_still_runs() -> None:
-    engine = Engine(num_blocks=11, block_size=4, budget=64, safety_margin=0.9)
+def test_a_lone_prompt_larger_than_what_the_margin_leaves_still_runs(make: MakeEngine) -> None:
+    engine = make(num_blocks=11, block_size=4, budget=64, safety_margin=0.9)
     request_id = engine.add(prompt(36), max_tokens=4)
     engine.run()
     engine.assert_exact(request_id)
 
 
-def test_a_lone_sequence_may_fill_the_whole_pool_with_any_layout() -> None:
+def test_a_lone_sequence_may_fill_the_whole_pool_with_any_layout(make: MakeEngine) -> None:
     for layers, window in ((("full",), None), (("sliding",) * 5 + ("full",), 6), (("sliding",), 5)):
-        engine = Engine(layer_types=layers, window=window, num_blocks=40, block_size=4, budget=64)
+        engine = make(layer_types=layers, window=window, num_blocks=40, block_size=4, budget=64)
         request_id = engine.add(prompt(engine.max_model_len - 4), max_tokens=4)
         engine.run()
         engine.assert_exact(request_id)
 
 
-def test_what_can_never_fit_is_refused_at_once_and_says_what_would() -> None:
-    engine = Engine(num_blocks=11, block_size=4)
+def test_what_can_never_fit_is_refused_at_once_and_says_what_would(make: MakeEngine) -> None:
+    engine = make(num_blocks=11, block_size=4)
     with pytest.raises(ContextLengthError, match="at most 39"):
         engine.add(prompt(40), max_tokens=1)
     with pytest.raises(ContextLengthError, match="ask for at most 10"):
         engine.add(prompt(30), max_tokens=11)
 
 
-def test_requests_submitted_together_share_a_prefix_that_is_still_being_computed() -> None:
-    engine = Engine(num_blocks=1000, block_size=32, budget=256, max_num_seqs=32, max_model_len=1200)
+def test_requests_submitted_together_share_a_prefix_that_is_still_being_computed(make: MakeEngine) -> None:
+    engine = make(num_blocks=1000, block_size=32, budget=256, max_num_seqs=32, max_model_len=1200)
     shared = prompt(1000)
     ids = [engine.add([*shared, *prompt(32, 300 + n)], max_tokens=4) for n in range(32)]
     engine.run()
@@ -204,9 +216,9 @@ def test_requests_submitted_together_share_a_prefix_that_is_still_being_computed
         engine.assert_exact(request_id)
 
 
-def test_no_request_starves() -> None:
+def test_no_request_starves(make: MakeEngine) -> None:
     """A request waits at most until those that came before it have ended, however many come after."""
-    engine = Engine(num_blocks=12, block_size=4, budget=8, safety_margin=0.3, max_num_seqs=3)
+    engine = make(num_blocks=12, block_size=4, budget=8, safety_margin=0.3, max_num_seqs=3)
     for n in range(3):
         engine.add(prompt(6, n * 50), max_tokens=6)
     victim = engine.add(prompt(30), max_tokens=8)
@@ -224,8 +236,8 @@ def test_no_request_starves() -> None:
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_a_request_can_be_cancelled_at_any_moment(steps: int) -> None:
-    engine = Engine(budget=8)
+def test_a_request_can_be_cancelled_at_any_moment(make: MakeEngine, steps: int) -> None:
+    engine = make(budget=8)
     doomed = engine.add(prompt(20), max_tokens=6)
     other = engine.add(prompt(9, 3), max_tokens=6)
     for _ in range(steps):
@@ -237,8 +249,8 @@ def test_a_request_can_be_cancelled_at_any_moment(steps: int) -> None:
     assert engine.cache.num_free == engine.cache.num_total
 
 
-def test_a_stop_token_ends_a_request_and_is_named() -> None:
-    engine = Engine()
+def test_a_stop_token_ends_a_request_and_is_named(make: MakeEngine) -> None:
+    engine = make()
     third = expected_output(prompt(5), 3, VOCAB)[2]
     request_id = engine.add(prompt(5), max_tokens=8, stop_token_ids=(third,))
     engine.run()
@@ -246,17 +258,17 @@ def test_a_stop_token_ends_a_request_and_is_named() -> None:
     assert (len(engine.tokens(request_id)), last.finish_reason, last.stop_token_id) == (3, FinishReason.STOP, third)
 
 
-def test_an_end_token_is_ignored_on_request() -> None:
+def test_an_end_token_is_ignored_on_request(make: MakeEngine) -> None:
     third = expected_output(prompt(5), 3, VOCAB)[2]
-    engine = Engine(eos=(third,))
+    engine = make(eos=(third,))
     ends, goes_on = engine.add(prompt(5), ignore_eos=False), engine.add(prompt(5), ignore_eos=True)
     engine.run()
     assert engine.reason(ends) is FinishReason.STOP
     engine.assert_exact(goes_on)
 
 
-def test_prompt_logprobs_come_once_whatever_is_split_or_cached() -> None:
-    engine = Engine(budget=8, num_blocks=64)
+def test_prompt_logprobs_come_once_whatever_is_split_or_cached(make: MakeEngine) -> None:
+    engine = make(budget=8, num_blocks=64)
     engine.add(prompt(30), max_tokens=2)
     engine.run()
     request_id = engine.add(prompt(30), max_tokens=2, prompt_logprobs=0)
@@ -266,8 +278,8 @@ def test_prompt_logprobs_come_once_whatever_is_split_or_cached() -> None:
     assert [entry.token_id for entry in scored[0][1:] if entry] == prompt(30)[1:]
 
 
-def test_a_failed_step_ends_its_requests_and_no_other() -> None:
-    engine = Engine(budget=8, max_num_seqs=1)
+def test_a_failed_step_ends_its_requests_and_no_other(make: MakeEngine) -> None:
+    engine = make(budget=8, max_num_seqs=1)
     doomed, other = engine.add(prompt(8)), engine.add(prompt(8))
     engine.runner.errors.append(ValueError("boom"))
     engine.step()
@@ -277,8 +289,8 @@ def test_a_failed_step_ends_its_requests_and_no_other() -> None:
     engine.assert_exact(other)
 
 
-def test_out_of_memory_lowers_the_batch_and_loses_nothing() -> None:
-    engine = Engine(budget=16)
+def test_out_of_memory_lowers_the_batch_and_loses_nothing(make: MakeEngine) -> None:
+    engine = make(budget=16)
     ids = [engine.add(prompt(12, n), max_tokens=5) for n in range(3)]
     engine.runner.errors.extend([OutOfDeviceMemoryError("full"), OutOfDeviceMemoryError("full")])
     engine.run()
@@ -287,12 +299,108 @@ def test_out_of_memory_lowers_the_batch_and_loses_nothing() -> None:
         engine.assert_exact(request_id)
 
 
-def test_out_of_memory_for_a_single_token_is_the_device_s_end() -> None:
-    engine = Engine(budget=1)
+def test_out_of_memory_for_a_single_token_is_the_device_s_end(make: MakeEngine) -> None:
+    engine = make(budget=1)
     engine.add([1])
     engine.runner.errors.append(OutOfDeviceMemoryError("full"))
     with pytest.raises(DeviceFailedError, match="one token"):
         engine.step()
+
+
+def test_a_failure_that_shows_when_the_next_step_is_launched_ends_its_own_requests_and_no_other() -> None:
+    engine = Engine(budget=16, steps_in_flight=1, max_num_seqs=4)
+    doomed = [engine.add(prompt(8, n), max_tokens=6) for n in range(2)]
+    engine.runner.late_errors.append(ValueError("boom"))
+    engine.step()
+    # It finds the doomed one's prompt in the cache, where nothing was written.
+    heir = engine.add([*prompt(8), 7], max_tokens=6)
+    engine.step()
+    assert [engine.reason(request_id) for request_id in doomed] == [FinishReason.ERROR] * 2
+    assert engine.requests[heir].num_cached_tokens == 8
+    engine.run()
+    engine.assert_exact(heir)
+    assert engine.cache.num_free == engine.cache.num_total
+
+
+def test_the_next_step_is_launched_before_the_one_before_is_read() -> None:
+    engine = Engine(steps_in_flight=1)
+    request_id = engine.add(prompt(5), max_tokens=4)
+    told = []
+    while not engine.scheduler.idle:
+        engine.step()
+        told.append((len(engine.runner.batches), len(engine.tokens(request_id))))
+    # The fourth step is the last: at full length nothing more is launched.
+    assert told == [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)]
+    assert [batch.carried.tolist() for batch in engine.runner.batches] == [[False], [True], [True], [True]]
+
+
+def test_a_request_that_stopped_has_one_wasted_row_and_says_nothing_of_it() -> None:
+    engine = Engine(steps_in_flight=1)
+    third = expected_output(prompt(5), 3, VOCAB)[2]
+    request_id = engine.add(prompt(5), max_tokens=8, stop_token_ids=(third,))
+    other = engine.add(prompt(7), max_tokens=8)
+    while engine.reason(request_id) is None:
+        engine.step()
+    assert engine.requests[request_id] in engine.runner.batches[-1].requests
+    engine.run()
+    assert engine.tokens(request_id) == expected_output(prompt(5), 3, VOCAB)
+    engine.assert_exact(other)
+
+
+def test_a_slot_may_have_a_new_owner_while_a_step_still_names_the_old_one() -> None:
+    engine = Engine(steps_in_flight=1, max_num_seqs=1)
+    old, new = engine.add(prompt(5), max_tokens=9), engine.add(prompt(6, 3), max_tokens=4)
+    engine.step()
+    engine.step()
+    engine.cancel(old)
+    engine.step()
+    assert engine.runner.batches[-1].requests == [engine.requests[new]]
+    engine.run()
+    engine.assert_exact(new)
+    assert engine.tokens(old) == expected_output(prompt(5), 1, VOCAB)
+
+
+def test_a_preempted_request_waits_for_its_token_in_flight() -> None:
+    engine = Engine(steps_in_flight=1, num_blocks=9, block_size=4, budget=64)
+    older, younger = engine.add(prompt(12), max_tokens=16), engine.add(prompt(11, 50), max_tokens=16)
+    while not engine.scheduler.num_preemptions:
+        before = len(engine.tokens(younger))
+        engine.step()
+    # The step that it was in is read after it lost its slot.
+    assert engine.requests[younger].slot == -1
+    assert len(engine.tokens(younger)) == before + 1
+    engine.run()
+    engine.assert_exact(older)
+    engine.assert_exact(younger)
+
+
+def test_a_generated_block_is_found_again_while_its_step_is_in_flight() -> None:
+    engine = Engine(steps_in_flight=1, block_size=4, num_blocks=64)
+    first = engine.add(prompt(6), max_tokens=12)
+    while len(engine.tokens(first)) < 6:
+        engine.step()
+    known = [*prompt(6), *engine.tokens(first)]
+    follower = engine.add([*known, 5], max_tokens=3)
+    engine.run()
+    assert engine.requests[follower].num_cached_tokens == 12
+    engine.assert_exact(follower)
+
+
+def test_a_step_with_a_grammar_is_read_before_the_next_one_is_launched() -> None:
+    engine = Engine(steps_in_flight=1, budget=8)
+    followed = engine.add(prompt(12), max_tokens=3, grammar=GrammarSpec("regex", "x"))
+    plain = engine.add(prompt(3, 9), max_tokens=9)
+    told = []
+    while engine.reason(followed) is None:
+        engine.step()
+        told.append(len(engine.tokens(followed)))
+    # Its first chunk samples nothing, so that nobody must wait for it.
+    assert told == [0, 1, 2, 3]
+    assert engine.scheduler.steps_in_flight == 0
+    engine.step()
+    assert engine.scheduler.steps_in_flight == 1
+    engine.run()
+    engine.assert_exact(plain)
 
 
 Layout = tuple[tuple[str, ...], int | None]
@@ -313,6 +421,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         margin=st.sampled_from([0.0, 0.2, 0.6]),
         prefix_cache=st.booleans(),
         max_num_seqs=st.integers(1, 6),
+        steps_in_flight=st.integers(0, 2),
     )
     def build(self, layout: Layout, budget: int, policy: str, margin: float, **options: Any) -> None:
         self.budget = budget
@@ -340,13 +449,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.engine.requests:
             self.engine.cancel(data.draw(st.sampled_from(sorted(self.engine.requests))))
 
-    @rule(out_of_memory=st.booleans())
-    def fail(self, out_of_memory: bool) -> None:
+    @rule(data=st.data(), out_of_memory=st.booleans(), late=st.booleans(), length=st.integers(0, 40))
+    def fail(self, data: st.DataObject, out_of_memory: bool, late: bool, length: int) -> None:
+        """A step fails, at its launch or when it is read; in between requests come and go."""
+        runner = self.engine.runner
         # One token that does not fit, or many failures in a row, would be the end of the device.
-        self.engine.runner.smallest_failing_batch = 2 if out_of_memory else 1
-        self.engine.runner.errors = [OutOfDeviceMemoryError("full") if out_of_memory else ValueError("boom")]
+        runner.smallest_failing_batch = 2 if out_of_memory else 1
+        errors = [OutOfDeviceMemoryError("full") if out_of_memory else ValueError("boom")]
+        runner.errors, runner.late_errors = ([], errors) if late else (errors, [])
         self.engine.step()
-        self.engine.runner.errors = []
+        runner.errors, runner.late_errors = [], []
+        if length:
+            self.cancel(data)
+            self.arrive(length % 3, length, 2)
         self.engine.step()
         self.engine.add([1], 1)
         self.engine.run()

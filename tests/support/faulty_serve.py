@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pagedserve_engine import assembly
 from pagedserve_engine.__main__ import main
-from pagedserve_engine.batch import Batch, StepOutput
+from pagedserve_engine.batch import Batch, PendingStep
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import DeviceFailedError, OutOfDeviceMemoryError
 from pagedserve_engine.processor import Runner
@@ -22,11 +22,11 @@ class FaultyRunner:
         self._rows = rows
         self._faulty = False
 
-    def run(self, batch: Batch) -> StepOutput:
+    def launch(self, batch: Batch) -> PendingStep:
         self._faulty = self._faulty or len(batch.requests) >= self._rows
         if self._faulty:
             self._fault(batch)
-        return self._inner.run(batch)
+        return self._inner.launch(batch)
 
 
 class Faults:

@@ -3,6 +3,9 @@
 It keeps a "cache" of token ids instead of keys and values, writes each step's tokens where the block tables say, reads
 every row's context back through them, and fails where it finds another token than the request's own. The next token
 is a function of the whole sequence, so a request's output shows whether anything was lost, doubled or mixed up.
+
+Like a device it runs steps in the order of their launch and keeps each slot's tokens to itself, so that a step may be
+launched before the one before it is read.
 """
 
 from __future__ import annotations
@@ -33,31 +36,85 @@ def expected_output(prompt: Sequence[int], num_tokens: int, vocab_size: int) -> 
     return tokens[len(prompt) :]
 
 
+class Corruption(BaseException):
+    """The bookkeeping is wrong. No Exception, so that nobody takes it for a step that failed."""
+
+
+class ShadowStep:
+    """A step that ran at its launch; what went wrong comes out when it is read."""
+
+    def __init__(self, runner: ShadowRunner, output: StepOutput | None, error: BaseException | None = None) -> None:
+        self._runner = runner
+        self._output = output
+        self._error = error
+
+    def read(self) -> StepOutput:
+        if self._error is not None:
+            self._runner.num_unread_failures -= isinstance(self._error, Exception)
+            raise self._error
+        output, self._output = self._output, None
+        assert output is not None, "a step is read twice"
+        return output
+
+
 class ShadowRunner:
-    def __init__(self, layout: CacheLayout, *, num_blocks: int, vocab_size: int = VOCAB) -> None:
+    def __init__(
+        self, layout: CacheLayout, *, num_blocks: int, max_num_seqs: int = 64, vocab_size: int = VOCAB
+    ) -> None:
         self.layout = layout
         self.vocab_size = vocab_size
         self.pages = np.full((len(layout.groups), num_blocks * layout.block_size), -1, np.int64)
+        self.known: list[list[int]] = [[] for _ in range(max_num_seqs)]
+        """The tokens of each slot as the device knows them: what is in flight is there."""
         self.num_prompt_tokens = 0
         self.errors: list[Exception] = []
-        """Raised by the next steps, one each, after the writes."""
+        """Raised by the next launches, one each."""
+        self.late_errors: list[Exception] = []
+        """Raised when the next steps are read, one each; what they write is garbage."""
+        self.num_unread_failures = 0
         self.smallest_failing_batch = 1
         """Tokens of a step below which it does not fail."""
         self.batches: list[Batch] = []
 
-    def run(self, batch: Batch) -> StepOutput:
+    def launch(self, batch: Batch) -> ShadowStep:
         self.batches.append(batch)
-        starts = np.cumsum(batch.query_lens) - batch.query_lens
-        if self.errors and batch.num_tokens >= self.smallest_failing_batch:
+        fails = batch.num_tokens >= self.smallest_failing_batch
+        if self.errors and fails:
             raise self.errors.pop(0)
-        rows = range(len(batch.requests))
-        for row in rows:
-            self._write(batch, row, int(starts[row]))
-        for row in rows:
-            self._verify(batch, row)
-        tokens = [next_token(self._known(batch, row), self.vocab_size) for row in np.flatnonzero(batch.sampled)]
+        for row in batch.admitted:
+            request = batch.requests[row]
+            self.known[int(batch.slots[row])] = [*request.prompt_ids, *request.output_ids]
+        if self.late_errors and fails:
+            return self._fail_late(batch, self.late_errors.pop(0))
+        try:
+            self._write_all(batch, self._tokens(batch))
+            for row in range(len(batch.requests)):
+                self._verify(batch, row)
+        except AssertionError as error:
+            # What follows a failed step may read its garbage; its results are void.
+            if not self.num_unread_failures:
+                return ShadowStep(self, None, Corruption(str(error)))
+        sampled = batch.slots[batch.sampled].tolist()
+        tokens = [next_token(self.known[slot], self.vocab_size) for slot in sampled]
+        for slot, token in zip(sampled, tokens, strict=True):
+            self.known[slot].append(token)
         self.num_prompt_tokens += int(batch.query_lens[batch.num_decodes :].sum())
-        return StepOutput(np.array(tokens, np.int32), {}, self._score(batch), {})
+        return ShadowStep(self, StepOutput(np.array(tokens, np.int32), {}, self._score(batch), {}))
+
+    def _fail_late(self, batch: Batch, error: Exception) -> ShadowStep:
+        self._write_all(batch, np.full(batch.num_tokens, -1))
+        for slot in batch.slots[batch.sampled].tolist():
+            self.known[slot].append(-1)
+        self.num_unread_failures += 1
+        return ShadowStep(self, None, error)
+
+    def _tokens(self, batch: Batch) -> np.ndarray:
+        """The query tokens, those that are carried over from the device."""
+        tokens = batch.token_ids.astype(np.int64)
+        carried = np.flatnonzero(batch.carried)
+        assert (carried < batch.num_decodes).all(), "only decoding rows take their token from the device"
+        tokens[carried] = [self.known[slot][-1] for slot in batch.slots[carried].tolist()]
+        return tokens
 
     def _score(self, batch: Batch) -> dict[int, list[TokenLogprob]]:
         scored = {}
@@ -68,36 +125,41 @@ class ShadowRunner:
                 scored[row] = [TokenLogprob(token, 0.0, 1) for token in following]
         return scored
 
-    def _known(self, batch: Batch, row: int) -> list[int]:
-        request = batch.requests[row]
-        return [*request.prompt_ids, *request.output_ids]
-
     def _pages(self, batch: Batch, row: int, group: int, positions: np.ndarray) -> np.ndarray:
         size = self.layout.block_size
         return batch.block_tables[group][row, positions // size].astype(np.int64) * size + positions % size
 
-    def _write(self, batch: Batch, row: int, start: int) -> None:
-        context, num = int(batch.context_lens[row]), int(batch.query_lens[row])
-        positions = np.arange(context, context + num)
-        for group in range(len(self.layout.groups)):
-            pages = self._pages(batch, row, group, positions)
-            assert (pages >= self.layout.block_size).all(), "a query token would be written to the null block"
-            self.pages[group, pages] = batch.token_ids[start : start + num]
+    def _write_all(self, batch: Batch, tokens: np.ndarray) -> None:
+        starts = np.cumsum(batch.query_lens) - batch.query_lens
+        for row, start in enumerate(starts.tolist()):
+            context, num = int(batch.context_lens[row]), int(batch.query_lens[row])
+            positions = np.arange(context, context + num)
+            for group in range(len(self.layout.groups)):
+                pages = self._pages(batch, row, group, positions)
+                assert (pages >= self.layout.block_size).all(), "a query token would be written to the null block"
+                self.pages[group, pages] = tokens[start : start + num]
 
     def _verify(self, batch: Batch, row: int) -> None:
         context, stop = int(batch.context_lens[row]), int(batch.context_lens[row] + batch.query_lens[row])
-        known = np.array(self._known(batch, row)[:stop])
+        known = self.known[int(batch.slots[row])]
+        assert len(known) >= stop, f"{batch.requests[row].request_id} computes what nobody knows"
         for group in self.layout.groups:
             first = 0 if group.window is None else max(0, context - group.window + 1)
             positions = np.arange(first, stop)
             read = self.pages[group.index, self._pages(batch, row, group.index, positions)]
             np.testing.assert_array_equal(
-                read, known[first:], err_msg=f"{batch.requests[row].request_id} reads another's tokens"
+                read, known[first:stop], err_msg=f"{batch.requests[row].request_id} reads another's tokens"
             )
 
 
 def shadow_processor(
-    *, num_blocks: int = 64, block_size: int = 4, budget: int = 32, max_num_seqs: int = 8, max_model_len: int = 200
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    budget: int = 32,
+    max_num_seqs: int = 8,
+    max_model_len: int = 200,
+    steps_in_flight: int = 0,
 ) -> tuple[ContinuousBatchProcessor, ShadowRunner]:
     """A processor of one full layer group on a shadow runner, without end tokens."""
     layout = CacheLayout.build(["full"], window=None, num_kv_heads=1, head_dim=2, block_size=block_size, dtype_bytes=4)
@@ -111,5 +173,5 @@ def shadow_processor(
         safety_margin=0.1,
         eos_token_ids=(),
     )
-    runner = ShadowRunner(layout, num_blocks=num_blocks)
-    return ContinuousBatchProcessor(scheduler, runner), runner
+    runner = ShadowRunner(layout, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
+    return ContinuousBatchProcessor(scheduler, runner, steps_in_flight=steps_in_flight), runner

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from fake_engine import FakeDetokenizer, FakeTokenizer
 from pagedserve_engine.assembly import Core
-from pagedserve_engine.batch import Batch, StepOutput
+from pagedserve_engine.batch import Batch, PendingStep
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.frontend import AsyncEngine
 from pagedserve_engine.memory import MemoryPlan
@@ -53,11 +53,11 @@ class SteppedRunner:
         """Released once for each step that is held."""
         self._let = threading.Semaphore(0)
 
-    def run(self, batch: Batch) -> StepOutput:
+    def launch(self, batch: Batch) -> PendingStep:
         if self.held:
             self.entered.release()
             self._let.acquire()
-        return self.inner.run(batch)
+        return self.inner.launch(batch)
 
     def let(self, steps: int) -> None:
         self._let.release(steps)

@@ -20,10 +20,10 @@ NEAR_TIE = 1e-3
 
 
 class SteppedEngine:
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, steps_in_flight: int | None = None, **settings: Any) -> None:
         defaults = {"device": "cpu", "dtype": "float32", "num_threads": 2, "max_num_seqs": 8, "num_blocks": 64}
         config = EngineConfig(model=str(folder), **{**defaults, "block_size": 8, **settings})
-        self.core = build_core(config)
+        self.core = build_core(config, steps_in_flight=steps_in_flight)
         self.processor = self.core.processor
         self.scheduler = self.processor.scheduler
         self.requests: dict[str, RequestState] = {}

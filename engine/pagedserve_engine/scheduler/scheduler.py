@@ -1,26 +1,30 @@
-"""Which requests run in the next step, and what their tokens mean once it has run.
+"""Steps in, news out: what the requests' tokens mean once a step has run, whenever that is read.
 
-A request is known tokens of which some are computed; every step brings computed closer to known under one token
-budget, and a row that reaches the end gets a next token. There are no phases beyond that: a prefill is a request with
-many outstanding tokens, a decode one with a single one, and a preempted request is one whose computed tokens were
-taken back. The scheduler owns the queues and the table; the cache manager owns the blocks.
+``schedule`` counts a step as launched: its tokens are computed, and the next token of each row that reaches the end of
+what is known is known too, though nobody has read it. So the next step can be scheduled before this one is read.
+``commit`` reads: it fills the tokens in and ends requests. Between the two a request may end or lose its slot, which
+a row tells by its slot and stay; the results of such rows are dropped, unless the request waits to go on.
+
+A step that failed is answered with ``fail_batch`` or ``retry_batch`` instead. Steps end in the order in which they were
+scheduled, but that of a failed step and those scheduled after it the newest may be taken back first.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pagedserve_engine.batch import Batch, StepOutput
 from pagedserve_engine.cache.manager import CacheManager
 from pagedserve_engine.errors import ContextLengthError, PagedServeError, StepFailedError
-from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, RequestStatus
-from pagedserve_engine.scheduler.budget import BlockReserve, StepPlan
-from pagedserve_engine.scheduler.policies import POLICIES, Phase
-from pagedserve_engine.scheduler.table import SequenceTable
+from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, TokenLogprob
+from pagedserve_engine.scheduler.budget import BlockReserve
+from pagedserve_engine.scheduler.planner import Planner
+from pagedserve_engine.scheduler.queues import Queues
+from pagedserve_engine.scheduler.table import SequenceTable, SlotArray
 
 
 class Scheduler:
@@ -39,29 +43,20 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache
-        self._clock = clock
         self.max_batch_tokens = max_batch_tokens
         self.max_model_len = max_model_len
-        self.num_preemptions = 0
-        self._queue_waits: list[float] = []
         self._block_size = cache.layout.block_size
-        self._reserve = BlockReserve.of(cache.num_total, safety_margin=safety_margin)
         self._table = SequenceTable(max_num_seqs, max_model_len=max_model_len, eos_token_ids=eos_token_ids)
-        self._waiting: deque[RequestState] = deque()
-        self._by_id: dict[str, RequestState] = {}
-        phases: Mapping[Phase, Callable[[StepPlan], None]] = {
-            Phase.DECODE: self._plan_decodes,
-            Phase.SPLIT_PREFILL: self._plan_split_prefills,
-            Phase.NEW: self._plan_new,
-        }
-        self._phases = [phases[phase] for phase in POLICIES[policy]]
+        self._queues = Queues(cache, self._table)
+        reserve = BlockReserve.of(cache.num_total, safety_margin=safety_margin)
+        self._planner = Planner(self._queues, policy=policy, reserve=reserve, clock=clock)
 
     # --- the queues -------------------------------------------------------------------------------------------------
 
     @property
     def num_waiting(self) -> int:
         """Requests without a slot, preempted ones included."""
-        return len(self._waiting)
+        return len(self._queues.waiting)
 
     @property
     def num_running(self) -> int:
@@ -69,13 +64,27 @@ class Scheduler:
         return len(self._table.running)
 
     @property
+    def num_preemptions(self) -> int:
+        """Slots taken back since the start."""
+        return self._queues.num_preemptions
+
+    @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self._by_id
+        """Whether there is nothing to do: no request, and no step in flight."""
+        return not self._queues.by_id and not self._queues.in_flight
+
+    @property
+    def steps_in_flight(self) -> int:
+        """Steps scheduled that have not ended."""
+        return len(self._queues.in_flight)
 
     def oldest_arrival(self) -> float | None:
         """Monotonic seconds at which the longest waiting request came, None where none waits."""
-        return self._waiting[0].arrival_time if self._waiting else None
+        return self._queues.waiting[0].arrival_time if self._queues.waiting else None
+
+    def take_queue_waits(self) -> list[float]:
+        """Seconds that the requests scheduled for the first time since the last call had waited."""
+        return self._planner.take_queue_waits()
 
     def add(self, request: RequestState) -> None:
         """Queue ``request``. Raises ContextLengthError where it cannot fit even alone."""
@@ -86,230 +95,125 @@ class Scheduler:
                 f"send a shorter prompt or ask for at most {self.max_model_len - len(request.prompt_ids)} tokens",
                 param="max_tokens",
             )
-        assert request.request_id not in self._by_id, f"{request.request_id} is queued already"
-        self._by_id[request.request_id] = request
-        self._waiting.append(request)
+        assert request.request_id not in self._queues.by_id, f"{request.request_id} is queued already"
+        self._queues.by_id[request.request_id] = request
+        self._queues.waiting.append(request)
 
     def cancel(self, request_id: str) -> GenerationOutput | None:
         """End a request wherever it stands and free its blocks; None where it has ended already."""
-        request = self._by_id.get(request_id)
+        request = self._queues.by_id.get(request_id)
         return None if request is None else self._finish(request, FinishReason.CANCELLED)
 
     def fail_all(self, error: PagedServeError) -> list[GenerationOutput]:
         """End every request with ``error``."""
-        return [self._fail(request, error) for request in list(self._by_id.values())]
+        return [self._fail(request, error) for request in list(self._queues.by_id.values())]
+
+    # --- a step's two ends ------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch | None:
+        """The next step, which counts as launched; None where nothing can run before a step in flight has ended."""
+        batch = self._planner.plan(self.max_batch_tokens)
+        if batch is not None:
+            self._table.launch(batch.slots, batch.query_lens, batch.sampled)
+            self._queues.in_flight.append(batch)
+            self._trim(batch.slots)
+        return batch
+
+    def _trim(self, slots: SlotArray) -> None:
+        """Give back what only this step still reads: a sequence that fills the pool needs it for the next one."""
+        due = self.cache.trim_due(slots, self._table.computed[slots])
+        for slot in slots[due].tolist():
+            self.cache.trim(slot, int(self._table.computed[slot]))
+
+    def commit(self, batch: Batch, output: StepOutput) -> list[GenerationOutput]:
+        """Take in what the oldest step in flight computed; returns the news of every request that has any."""
+        oldest = self._queues.in_flight.popleft()
+        assert oldest is batch, "steps are committed in the order of their launch"
+        live = self._queues.live(batch)
+        for row, entries in output.prompt_logprobs.items():
+            batch.requests[row].prompt_logprobs.extend(entries)
+        rows = np.flatnonzero(batch.sampled)
+        here = live[rows]
+        outputs = self._read(batch, output, rows[here], np.flatnonzero(here))
+        if not here.all():
+            outputs += self._read_waiting(batch, output, rows[~here], np.flatnonzero(~here))
+        for row, error in output.failed.items():
+            if live[row]:
+                # Whatever went wrong may stand in its blocks: those who ask the same again must not find them.
+                self.cache.discard(int(batch.slots[row]), 0)
+            if not batch.requests[row].finished:
+                outputs.append(self._fail(batch.requests[row], _step_error(error)))
+        self._seal_read(batch.slots[rows[here]])
+        return outputs
 
     def fail_batch(self, batch: Batch, error: PagedServeError) -> list[GenerationOutput]:
         """End the requests of a step that failed; what it should have written is forgotten."""
         self._forget_writes(batch)
-        return [self._fail(request, error) for request in batch.requests]
+        return [self._fail(request, error) for request in batch.requests if not request.finished]
 
-    def retry_batch(self, batch: Batch) -> None:
-        """Take the requests of a step that failed back into the queue, to be computed again."""
-        self._forget_writes(batch)
-        for slot in sorted(batch.slots.tolist(), key=lambda slot: -self._table.request(slot).arrival_time):
-            self._preempt(slot)
+    def retry_batch(self, batch: Batch, *, context_holds: bool = True) -> None:
+        """Take the requests of a step that failed back into the queue, to be computed again.
 
-    def _forget_writes(self, batch: Batch) -> None:
-        for slot, context in zip(batch.slots.tolist(), batch.context_lens.tolist(), strict=True):
+        Unless ``context_holds``, what an earlier step should have written for them is forgotten too.
+        """
+        slots = batch.slots[self._queues.live(batch)]
+        self._forget_writes(batch, context_holds=context_holds)
+        for slot in sorted(slots.tolist(), key=lambda slot: -self._table.request(slot).arrival_time):
+            self._queues.preempt(slot)
+
+    def _forget_writes(self, batch: Batch, *, context_holds: bool = True) -> None:
+        self._queues.in_flight.remove(batch)
+        live = self._queues.live(batch)
+        contexts = batch.context_lens[live] if context_holds else np.zeros(int(live.sum()), np.int32)
+        for slot, context in zip(batch.slots[live].tolist(), contexts.tolist(), strict=True):
             self.cache.discard(slot, context // self._block_size)
+        if not live.all():
+            # Blocks of those that have left are anywhere in the cache by now.
+            self.cache.evict_cached()
 
-    # --- planning a step --------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
-    def schedule(self) -> Batch | None:
-        """The next step, None where nothing can run."""
-        plan = StepPlan(self.max_batch_tokens, self._table.max_num_seqs)
-        for phase in self._phases:
-            phase(plan)
-        return None if plan.empty else self._build_batch(plan)
-
-    def _plan_decodes(self, plan: StepPlan) -> None:
-        running = self._table.running
-        decodes = running[(self._table.outstanding(running) == 1) & ~plan.planned[running]][: plan.tokens_left]
-        short = decodes[self._table.known[decodes] > self.cache.capacity[decodes]]
-        if len(short):
-            # Oldest first: whoever gives way is younger, and has not grown in this step.
-            for slot in short.tolist():
-                if self._table.requests[slot] is not None:
-                    self._grow_or_preempt(slot, int(self._table.known[slot]), plan)
-            decodes = decodes[[self._table.requests[slot] is not None for slot in decodes.tolist()]]
-        plan.take_decodes(decodes)
-        for slot in decodes[self._table.known[decodes] % self._block_size == 0].tolist():
-            self._seal(slot, int(self._table.known[slot]))
-
-    def _plan_split_prefills(self, plan: StepPlan) -> None:
-        running = self._table.running
-        for slot in running[self._table.outstanding(running) > 1].tolist():
-            if plan.tokens_left <= 0:
-                return
-            if self._table.requests[slot] is not None and not plan.planned[slot]:
-                self._plan_chunk(slot, plan)
-
-    def _plan_chunk(self, slot: int, plan: StepPlan) -> None:
-        computed = int(self._table.computed[slot])
-        tokens = min(int(self._table.known[slot]) - computed, plan.tokens_left)
-        wants_logits = self._table.request(slot).params.prompt_logprobs is not None
-        if wants_logits:
-            tokens = min(tokens, plan.prompt_logits_left)
-        # A smaller chunk where there are no blocks for all of it; never none while it is alone.
-        while tokens and not self._grow_or_evict_younger(slot, computed + tokens, plan):
-            tokens //= 2
-        if tokens:
-            plan.take_chunk(slot, tokens)
-            plan.prompt_logits_left -= tokens if wants_logits else 0
-            self._seal(slot, computed + tokens)
-
-    def _plan_new(self, plan: StepPlan) -> None:
-        while self._waiting and plan.tokens_left > 0 and not self._table.full:
-            request = self._waiting[0]
-            cached = self._match(request)
-            if not self._admits(request, cached, plan):
-                return
-            self._waiting.popleft()
-            request.move_to(RequestStatus.RUNNING)
-            self._note_wait(request)
-            request.num_cached_tokens = max(request.num_cached_tokens, min(cached, len(request.prompt_ids)))
-            slot = self._table.enter(request, computed=cached)
-            self.cache.admit(slot, request.block_hashes, cached)
-            self._plan_chunk(slot, plan)
-            if not plan.planned[slot]:
-                self._preempt(slot)
-                return
-            plan.admitted.add(slot)
-
-    def _note_wait(self, request: RequestState) -> None:
-        if request.first_scheduled_time is None:
-            request.first_scheduled_time = self._clock()
-            self._queue_waits.append(request.first_scheduled_time - request.arrival_time)
-
-    def take_queue_waits(self) -> list[float]:
-        """Seconds that the requests scheduled for the first time since the last call had waited."""
-        waits, self._queue_waits = self._queue_waits, []
-        return waits
-
-    def _match(self, request: RequestState) -> int:
-        """Tokens of a waiting request that the cache holds. Prompt log probabilities need every token computed."""
-        if request.params.prompt_logprobs is not None or not self.cache.finds_prefixes:
-            return 0
-        if len(request.block_hashes) < request.num_tokens // self._block_size:
-            known = [*request.prompt_ids, *request.output_ids]
-            self.cache.hash_blocks(known, request.block_hashes, request.salt)
-        return self.cache.match(request.block_hashes, request.num_tokens)
-
-    def _admits(self, request: RequestState, cached: int, plan: StepPlan) -> bool:
-        if plan.empty and not len(self._table.running):
-            return True
-        chunk = min(request.num_tokens - cached, plan.tokens_left)
-        needed = min(
-            self.cache.can_admit(request.block_hashes, cached, request.num_tokens),
-            self.cache.layout.blocks_for(request.num_tokens, chunk),
-        )
-        return self._reserve.admits(free=self.cache.num_free, needed=needed)
-
-    # --- blocks -----------------------------------------------------------------------------------------------------
-
-    def _grow_or_preempt(self, slot: int, tokens: int, plan: StepPlan) -> None:
-        """Hold ``tokens`` tokens in ``slot``, or give the slot up where only older ones could make room."""
-        if not self._grow_or_evict_younger(slot, tokens, plan):
-            self._preempt(slot)
-
-    def _grow_or_evict_younger(self, slot: int, tokens: int, plan: StepPlan) -> bool:
-        while not self.cache.grow(slot, tokens):
-            running = self._table.running
-            youngest = running[~plan.planned[running]][-1] if not plan.planned[running].all() else slot
-            if youngest == slot:
-                return False
-            self._preempt(int(youngest))
-        return True
-
-    def _preempt(self, slot: int) -> None:
-        """Take a request's blocks and queue it again in its order of arrival; its tokens stay known."""
-        request = self._table.request(slot)
-        self._leave(slot)
-        request.move_to(RequestStatus.WAITING)
-        if not request.output_ids:
-            request.prompt_logprobs.clear()
-        request.num_preemptions += 1
-        self.num_preemptions += 1
-        place = next((i for i, other in enumerate(self._waiting) if other.arrival_time > request.arrival_time), None)
-        self._waiting.append(request) if place is None else self._waiting.insert(place, request)
-
-    def _leave(self, slot: int) -> None:
-        self.cache.release(slot)
-        self._table.leave(slot)
-
-    def _seal(self, slot: int, tokens: int) -> None:
-        """Let others find the blocks that this step fills up to ``tokens`` known tokens."""
-        request = self._table.request(slot)
-        full = tokens // self._block_size
-        start = int(self._table.computed[slot]) // self._block_size
-        if full <= start or not self.cache.finds_prefixes:
-            return
-        if len(request.block_hashes) < full:
-            known = self._table.tokens[slot, : full * self._block_size]
-            self.cache.hash_blocks(known, request.block_hashes, request.salt)
-        self.cache.seal(slot, request.block_hashes, start, full)
-
-    # --- a step's two ends ------------------------------------------------------------------------------------------
-
-    def _build_batch(self, plan: StepPlan) -> Batch:
-        table = self._table
-        chunk_slots = np.array([slot for slot, _ in plan.chunks], np.int32)
-        slots = np.concatenate([plan.decodes, chunk_slots])
-        query_lens = np.ones(len(slots), np.int32)
-        query_lens[len(plan.decodes) :] = [tokens for _, tokens in plan.chunks]
-        context_lens = table.computed[slots]
-        ends = context_lens + query_lens
-        pieces = [table.tokens[slot, table.computed[slot] : table.computed[slot] + n] for slot, n in plan.chunks]
-        num_columns = -(int(ends.max()) // -self._block_size)
-        return Batch(
-            requests=[table.request(slot) for slot in slots.tolist()],
-            slots=slots,
-            query_lens=query_lens,
-            context_lens=context_lens,
-            token_ids=np.concatenate([table.last_token[plan.decodes], *pieces]),
-            sampled=ends == table.known[slots],
-            block_tables=tuple(blocks[slots, :num_columns] for blocks in self.cache.block_tables),
-            num_decodes=len(plan.decodes),
-            admitted=tuple(i for i, slot in enumerate(slots.tolist()) if slot in plan.admitted)
-            if plan.admitted
-            else (),
-        )
-
-    def commit(self, batch: Batch, output: StepOutput) -> list[GenerationOutput]:
-        """Take in what a step computed; returns the news of every request that has any."""
-        table = self._table
-        table.computed[batch.slots] += batch.query_lens
-        for row, entries in output.prompt_logprobs.items():
-            batch.requests[row].prompt_logprobs.extend(entries)
-        rows = np.flatnonzero(batch.sampled)
-        slots = batch.slots[rows]
-        stops, full = table.append(slots, output.token_ids)
-        over = (stops | full).tolist()
+    def _read(
+        self, batch: Batch, output: StepOutput, rows: npt.NDArray[np.intp], at: npt.NDArray[np.intp]
+    ) -> list[GenerationOutput]:
+        """News of ``rows`` whose requests run; ``at`` are their places among the sampled ones."""
+        token_ids = output.token_ids[at]
+        stops, full = self._table.read(batch.slots[rows], token_ids)
         outputs: list[GenerationOutput] = []
-        for at, (row, token) in enumerate(zip(rows.tolist(), output.token_ids.tolist(), strict=True)):
-            request = batch.requests[row]
+        columns = (rows, at, token_ids, stops, stops | full)
+        for row, place, token, stopped, over in zip(*(column.tolist() for column in columns), strict=True):
             if row in output.failed:
                 continue
-            news = self._news(request, token)
-            if at in output.logprobs:
-                news.logprobs = [output.logprobs[at]]
+            news = self._news(batch.requests[row], token, output.logprobs.get(place))
             outputs.append(news)
-            if over[at]:
-                self._end(news, request, stopped=bool(stops[at]))
-        for row, error in output.failed.items():
-            # Whatever went wrong may stand in its blocks: those who ask the same again must not find them.
-            self.cache.discard(int(batch.slots[row]), 0)
-            outputs.append(self._fail(batch.requests[row], _step_error(error)))
-        self._trim(batch)
+            if over:
+                self._end(news, batch.requests[row], stopped=stopped)
         return outputs
 
-    def _news(self, request: RequestState, token: int) -> GenerationOutput:
+    def _read_waiting(
+        self, batch: Batch, output: StepOutput, rows: npt.NDArray[np.intp], at: npt.NDArray[np.intp]
+    ) -> list[GenerationOutput]:
+        """News of ``rows`` whose requests have left their slots: those that were preempted get their token."""
+        outputs: list[GenerationOutput] = []
+        for row, place in zip(rows.tolist(), at.tolist(), strict=True):
+            request, token = batch.requests[row], int(output.token_ids[place])
+            if request.finished or row in output.failed:
+                continue
+            news = self._news(request, token, output.logprobs.get(place))
+            outputs.append(news)
+            stopped = self._table.stops_at(request, token)
+            if stopped or len(request.output_ids) >= request.max_tokens:
+                self._end(news, request, stopped=stopped)
+        return outputs
+
+    def _news(self, request: RequestState, token: int, logprob: TokenLogprob | None) -> GenerationOutput:
         news = GenerationOutput(request.request_id, [token])
         if not request.output_ids:
             news.num_cached_tokens = request.num_cached_tokens
             if request.params.prompt_logprobs is not None:
                 news.prompt_logprobs = [None, *request.prompt_logprobs]
+        if logprob is not None:
+            news.logprobs = [logprob]
         request.output_ids.append(token)
         return news
 
@@ -318,19 +222,17 @@ class Scheduler:
         news.stop_token_id = news.token_ids[-1] if stopped else None
         self._finish(request, news.finish_reason)
 
-    def _trim(self, batch: Batch) -> None:
-        due = self.cache.trim_due(batch.slots, self._table.computed[batch.slots])
-        for slot in batch.slots[due].tolist():
-            if self._table.requests[slot] is not None:
-                self.cache.trim(slot, int(self._table.computed[slot]))
+    def _seal_read(self, slots: SlotArray) -> None:
+        """Seal the blocks that the tokens just read fill, where the step that writes these is launched."""
+        table = self._table
+        read = table.known[slots] - table.unread[slots]
+        fills = (read % self._block_size == 0) & (table.computed[slots] >= read)
+        for slot, stop in zip(slots[fills].tolist(), read[fills].tolist(), strict=True):
+            if table.requests[slot] is not None:
+                self._queues.seal(slot, stop - 1, stop)
 
     def _finish(self, request: RequestState, reason: FinishReason) -> GenerationOutput:
-        if request.status is RequestStatus.RUNNING:
-            self._leave(request.slot)
-        else:
-            self._waiting.remove(request)
-        request.move_to(RequestStatus.FINISHED)
-        del self._by_id[request.request_id]
+        self._queues.finish(request)
         return GenerationOutput(request.request_id, finish_reason=reason)
 
     def _fail(self, request: RequestState, error: PagedServeError) -> GenerationOutput:
@@ -340,11 +242,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Prove the bookkeeping: every request in exactly one place, and the cache's own invariants."""
-        running = [request.request_id for request in self._table]
-        waiting = [request.request_id for request in self._waiting]
-        assert sorted(running + waiting) == sorted(self._by_id), "a request is lost or stands in two places"
-        assert len(set(running)) == len(running)
-        self.cache.check()
+        self._queues.check()
 
 
 def _step_error(error: Exception) -> PagedServeError:

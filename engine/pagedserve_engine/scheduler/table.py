@@ -1,6 +1,9 @@
 """The running requests as arrays, a row ("slot") each, so that a step's bookkeeping is vectorised.
 
 Owned by the scheduler. Arrays are int32 or bool, [max_num_seqs].
+
+Counts speak of what was launched: ``computed`` and ``known`` move when a step is scheduled. Of the known tokens the
+last ``unread`` have no value on the host yet; ``read`` fills them in, the oldest first.
 """
 
 from __future__ import annotations
@@ -24,13 +27,20 @@ class SequenceTable:
         self.tokens = np.zeros((max_num_seqs, max_model_len), np.int32)
         """[max_num_seqs, max_model_len] known tokens; the pages of rows that were never long are never touched."""
         self.computed = np.zeros(max_num_seqs, np.int32)
-        """Tokens whose keys and values are in the cache."""
+        """Tokens whose keys and values are in the cache once all that is in flight has run."""
         self.known = np.zeros(max_num_seqs, np.int32)
-        """Tokens of prompt and output."""
+        """Tokens of prompt and output, those in flight included."""
+        self.unread = np.zeros(max_num_seqs, np.int32)
+        """Known tokens at the end that steps in flight sample."""
         self.last_token = np.zeros(max_num_seqs, np.int32)
-        self._arrival = np.zeros(max_num_seqs, np.float64)
-        self._limit = np.zeros(max_num_seqs, np.int32)
+        """The last known token; of no meaning while it is unread."""
+        self.limit = np.zeros(max_num_seqs, np.int32)
         """Known tokens at which a request has its full length."""
+        self.stays = np.zeros(max_num_seqs, np.int32)
+        """Goes up by one whenever a slot is left, so that a slot and its stay name one residence of one request."""
+        self.lockstep = np.zeros(max_num_seqs, np.bool_)
+        """Requests whose next token can't be chosen before the host knows the one before."""
+        self._arrival = np.zeros(max_num_seqs, np.float64)
         self._ends_at_eos = np.zeros(max_num_seqs, np.bool_)
         self._has_stop_ids = np.zeros(max_num_seqs, np.bool_)
         self._eos = np.unique(np.array(list(eos_token_ids), np.int32))
@@ -58,9 +68,11 @@ class SequenceTable:
         self.requests[slot] = request
         self.computed[slot] = computed
         self.known[slot] = len(tokens)
+        self.unread[slot] = 0
         self.last_token[slot] = tokens[-1]
+        self.limit[slot] = len(request.prompt_ids) + request.max_tokens
+        self.lockstep[slot] = params.grammar is not None
         self._arrival[slot] = request.arrival_time
-        self._limit[slot] = len(request.prompt_ids) + request.max_tokens
         self._ends_at_eos[slot] = not params.ignore_eos
         self._has_stop_ids[slot] = bool(params.stop_token_ids)
         place = int(np.searchsorted(self._arrival[self._running], request.arrival_time, side="right"))
@@ -71,6 +83,7 @@ class SequenceTable:
         """Give the slot back."""
         self.request(slot).slot = -1
         self.requests[slot] = None
+        self.stays[slot] += 1
         self._free.append(slot)
         self._running = self._running[self._running != slot]
 
@@ -87,10 +100,17 @@ class SequenceTable:
         """Known tokens of each slot that are not computed yet."""
         return self.known[slots] - self.computed[slots]
 
-    def append(self, slots: SlotArray, token_ids: SlotArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Take in the next token of each slot; returns which of them stop at it, and which are at full length."""
-        self.tokens[slots, self.known[slots]] = token_ids
-        self.known[slots] += 1
+    def launch(self, slots: SlotArray, query_lens: SlotArray, sampled: npt.NDArray[np.bool_]) -> None:
+        """Count ``query_lens`` tokens of each slot as computed, and one more as known where it is ``sampled``."""
+        self.computed[slots] += query_lens
+        self.known[slots] += sampled
+        self.unread[slots] += sampled
+
+    def read(self, slots: SlotArray, token_ids: SlotArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Fill in the oldest unread token of each slot; returns which stop at it, and which are at full length."""
+        places = self.known[slots] - self.unread[slots]
+        self.tokens[slots, places] = token_ids
+        self.unread[slots] -= 1
         self.last_token[slots] = token_ids
         stops = (
             np.isin(token_ids, self._eos) & self._ends_at_eos[slots] if len(self._eos) else np.zeros(len(slots), bool)
@@ -98,4 +118,9 @@ class SequenceTable:
         for at in np.flatnonzero(self._has_stop_ids[slots]).tolist():
             if int(token_ids[at]) in self.request(int(slots[at])).params.stop_token_ids:
                 stops[at] = True
-        return stops, self.known[slots] >= self._limit[slots]
+        return stops, places + 1 >= self.limit[slots]
+
+    def stops_at(self, request: RequestState, token_id: int) -> bool:
+        """Whether ``token_id`` ends ``request``, which has no slot."""
+        params = request.params
+        return token_id in params.stop_token_ids or (not params.ignore_eos and token_id in self._eos)
