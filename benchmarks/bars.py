@@ -55,11 +55,16 @@ def against(workload: str, peer: str) -> Figure:
     return ratio(value(workload, "throughput"), value(workload, "throughput", peer))
 
 
+def _first_token(workload: str) -> Figure:
+    """Our median time to first token over vLLM's."""
+    return ratio(value(workload, "ttft_p50"), value(workload, "ttft_p50", "vllm_cpu"))
+
+
 BARS = [
     Bar(
         "64 mixed requests offline, against transformers' continuous batching",
         against("mixed", "transformers_cb"),
-        2,
+        3,
         True,
         "x",
     ),
@@ -73,6 +78,9 @@ BARS = [
     ),
     Bar("HTTP at concurrency 8, tokens per second against vLLM CPU", against("http_8", "vllm_cpu"), 1.2, True, "x"),
     Bar("HTTP at concurrency 32, tokens per second against vLLM CPU", against("http_32", "vllm_cpu"), 1.2, True, "x"),
+    Bar("HTTP at concurrency 8, median TTFT over vLLM CPU's", _first_token("http_8"), 1, False, "x"),
+    Bar("HTTP at concurrency 32, median TTFT over vLLM CPU's", _first_token("http_32"), 1, False, "x"),
+    Bar("Gemma 3 270M offline, against vLLM CPU", against("gemma", "vllm_cpu"), 1, True, "x"),
     Bar("bookkeeping per step, no-op model, 256 running", value("bookkeeping_256", "step"), 1, False, "ms"),
     Bar(
         "bookkeeping, 1,024 running against 4 x 256",

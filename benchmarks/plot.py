@@ -1,4 +1,4 @@
-"""Draws a result file: throughput over latency for growing concurrency, and offline throughput for each workload.
+"""Draws a result file: throughput over latency, and the achieved share of the limit over batch size.
 
 ``python -m benchmarks.plot benchmarks/results/cpu.json`` draws an SVG and a PNG beside the file.
 """
@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.gpu.plot import fill, shares
 from benchmarks.results import Row
 from benchmarks.workloads import HTTP_CONCURRENCY
 
@@ -32,7 +33,13 @@ NAMES = {
     "transformers_cb": "transformers continuous batching",
     "padded_generate": "padded generate",
 }
-OFFLINE = {"greedy": "16 x 64 greedy", "mixed": "64 mixed", "shared": "shared prefix x 32"}
+OFFLINE = {
+    "mixed": "64 mixed",
+    "gemma": "Gemma 3, 32 mixed",
+    "greedy": "16 x 64 greedy",
+    "shared": "shared prefix x 32",
+}
+SHARE_BATCHES = {"decode_1": 1, "decode_8": 8, "decode_32": 32, "decode_64": 64}
 Figures = dict[tuple[str, str, str], float]
 """By (workload, engine, metric)."""
 
@@ -45,10 +52,9 @@ def draw(path: Path) -> list[Path]:
     plt.rcParams.update(
         {"svg.hashsalt": "pagedserve", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     )
-    figure = plt.figure(figsize=(13, 4.2), layout="constrained")
-    if "card" in stored["hardware"]:
-        from benchmarks.gpu.plot import fill
-
+    on_gpu = "card" in stored["hardware"]
+    figure = plt.figure(figsize=(13, 4.2 if on_gpu else 8.0), layout="constrained")
+    if on_gpu:
         fill(figure, figures, stored)
     else:
         _fill(figure, figures, stored)
@@ -60,10 +66,11 @@ def draw(path: Path) -> list[Path]:
 
 
 def _fill(figure: Figure, figures: Figures, stored: dict[str, Any]) -> None:
-    http = figure.subplots(1, 3)
-    _curve(http[0], figures, "ttft_p50", "time to first token, median (ms)")
-    _curve(http[1], figures, "per_token_p50", "time per output token, median (ms)")
-    _bars(http[2], figures)
+    (ttft, per_token), (offline, share) = figure.subplots(2, 2)
+    _curve(ttft, figures, "ttft_p50", "time to first token, median (ms)")
+    _curve(per_token, figures, "per_token_p50", "time per output token, median (ms)")
+    _bars(offline, figures)
+    _share(share, figures)
     most = max((len(row["samples"]) for row in stored["rows"]), default=0)
     machine, settings = stored["hardware"], stored["settings"]
     figure.suptitle(
@@ -89,6 +96,15 @@ def _curve(axes: Axes, figures: Figures, latency: str, label: str) -> None:
     if axes.lines:
         axes.legend(frameon=False)
     else:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+
+
+def _share(axes: Axes, figures: Figures) -> None:
+    points = shares(figures, SHARE_BATCHES)
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=COLOURS["pagedserve"])
+    axes.set(xlabel="batch", ylabel="achieved share of the limit (%)", title="decoding: memory's or products' limit")
+    axes.set(xlim=(0, None), ylim=(0, 105))
+    if not points:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
 
 

@@ -35,6 +35,8 @@ class Workload:
     """Tokens that all prompts begin with, on top of ``prompt_tokens``."""
     max_running: int = 256
     """Requests that the engine may run at once."""
+    model: str = "small"
+    """Which of ``benchmarks.models`` answers."""
 
     def requests(self, repetition: int, count: int | None = None) -> list[Request]:
         """The first ``count`` (all) requests of a repetition."""
@@ -96,7 +98,15 @@ OFFLINE_32 = Workload(
     output_tokens=HTTP.output_tokens,
     max_running=32,
 )
-OFFLINE_WORKLOADS = {"greedy": GREEDY, "mixed": MIXED, "shared": SHARED_PREFIX}
+GEMMA = Workload(
+    name="gemma_32",
+    description="Gemma 3 270M: 32 requests, prompts of 16-768 tokens (beyond its window of 512), outputs of 16-64",
+    count=32,
+    prompt_tokens=(16, 768),
+    output_tokens=(16, 64),
+    model="gemma",
+)
+OFFLINE_WORKLOADS = {"greedy": GREEDY, "mixed": MIXED, "shared": SHARED_PREFIX, "gemma": GEMMA}
 HTTP_CONCURRENCY = (1, 8, 32)
 
 
@@ -111,4 +121,5 @@ def smaller(workload: Workload) -> Workload:
         output_tokens=(max(4, low // 4), max(4, high // 4)),
         shared_tokens=workload.shared_tokens,
         max_running=workload.max_running,
+        model=workload.model,
     )

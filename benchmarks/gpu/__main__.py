@@ -78,8 +78,13 @@ class Run:
                 processes[name].close()
 
     def _process(self, name: str) -> GroupProcess:
-        logs = self._options.logs or self._folder / "logs"
-        return GroupProcess(name, device=self._options.device, tiny=self._options.tiny, folder=self._folder, logs=logs)
+        return GroupProcess(
+            name,
+            device=self._options.device,
+            scale="tiny" if self._options.tiny else "full",
+            folder=self._folder,
+            logs=self._options.logs or self._folder / "logs",
+        )
 
     def _measure_group(self, name: str, process: GroupProcess) -> None:
         group, left = GROUPS[name], self._deadline - time.monotonic()

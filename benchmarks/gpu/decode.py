@@ -29,21 +29,36 @@ def decode(
     bench: Bench, driver: Driver, workload: str, batch: int, *, engine: str = US, number_bytes: float = 2
 ) -> Iterator[Row]:
     """Time of a step, tokens per second, and the bound; ``number_bytes`` of layers' weights and of the cache."""
-    scale = bench.scale
     samples, context = step_seconds(bench, driver, batch, contents=workload)
     milliseconds = [1e3 * sample for sample in samples]
     yield Row.median(workload, engine, "step", milliseconds, "ms")
     yield Row.median(workload, engine, "throughput", [batch / sample for sample in samples], "tok/s")
     yield Row(workload, engine, "context", round(context, 1), "tokens")
-    if "bandwidth" not in bench.limits:
-        return
-    shape = Shape.read(scale.large)
-    read = shape.weight_bytes(layer_bytes=number_bytes)
-    read += batch * context * shape.cache_bytes(number_bytes=number_bytes)
-    bound = 1e3 * read / bench.limits["bandwidth"]
-    note = f"{read / 1e9:.2f} GB read at {bench.limits['bandwidth'] / 1e12:.2f} TB/s"
-    yield Row(workload, engine, "bound", bound, "ms", note=note)
-    yield Row.median(workload, engine, "step_over_bound", [value / bound for value in milliseconds], "x")
+    yield from bounds(bench, workload, milliseconds, (batch, context), engine=engine, number_bytes=number_bytes)
+
+
+def bounds(
+    bench: Bench,
+    workload: str,
+    milliseconds: list[float],
+    load: tuple[int, float],
+    *,
+    engine: str = US,
+    number_bytes: float = 2,
+) -> Iterator[Row]:
+    """What bandwidth and products allow at best for a ``load`` of (rows, tokens that each holds)."""
+    batch, context = load
+    shape = Shape.read(bench.scale.large)
+    if "bandwidth" in bench.limits:
+        read = shape.weight_bytes(layer_bytes=number_bytes)
+        read += batch * context * shape.cache_bytes(number_bytes=number_bytes)
+        bound = 1e3 * read / bench.limits["bandwidth"]
+        note = f"{read / 1e9:.2f} GB read at {bench.limits['bandwidth'] / 1e12:.3g} TB/s"
+        yield Row(workload, engine, "bound", bound, "ms", note=note)
+        yield Row.median(workload, engine, "step_over_bound", [value / bound for value in milliseconds], "x")
+    if "product" in bench.limits:
+        flop = 2 * batch * (shape.layer_weights + shape.head_weights)
+        yield Row(workload, engine, "product_bound", 1e3 * flop / bench.limits["product"], "ms")
 
 
 def step_seconds(

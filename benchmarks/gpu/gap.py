@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.bench import US, Bench
-from benchmarks.gpu.decode import ROW_SECONDS
+from benchmarks.gpu.decode import ROW_SECONDS, bounds
 from benchmarks.gpu.driver import WARM_STEPS, Driver
 from benchmarks.results import Row
 
@@ -45,10 +45,13 @@ def gap(bench: Bench, driver: Driver, batch: int) -> Iterator[Row]:
     tokens = max(1, scale.context - steps)
     most = 3 * steps + batch + 3 * WARM_STEPS
     with driver.decoding(batch, tokens=tokens, max_tokens=most, contents="gap", deadline=deadline):
+        before = driver.context
         samples = driver.step_seconds(windows=1, steps=steps)
+        context = (before + driver.context) / 2
         events = _trace(bench, driver, steps)
     yield Row.median("gap_256", US, "step", [1e3 * sample for sample in samples], "ms")
     yield Row.median("gap_256", US, "throughput", [batch / sample for sample in samples], "tok/s")
+    yield from bounds(bench, "gap_256", [1e3 * sample for sample in samples], (batch, context))
     found = find_gaps(events) if bench.device != "cpu" else find_gaps(as_device(events))
     yield Row.median("gap_256", US, "gap", [value / 1e3 for value in found.between], "ms")
     yield Row("gap_256", US, "idle", found.idle / 1e3, "ms", note="of a step, on average")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.gpu.bench import Bench
+from benchmarks.results import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,26 @@ def variants(bench: Bench) -> None:
         bench.attempt("decode_32", "step", "ms", measure, engine=name)
 
 
+def share(bench: Bench) -> None:
+    """A CPU's limits and how near to them decoding comes, over batch sizes."""
+    from benchmarks.gpu import limits as of_the_machine
+    from benchmarks.gpu.decode import decode
+    from benchmarks.gpu.driver import driving
+
+    found: dict[str, float] = {}
+
+    def keep(row: Row) -> None:
+        if row.value is not None and row.metric in ("bandwidth", "rate"):
+            found["bandwidth" if row.metric == "bandwidth" else "product"] = 1e12 * row.value
+        bench.report(row)
+
+    of_the_machine.measure(replace(bench, report=keep))
+    known = replace(bench, limits=found)
+    with driving(known, known.scale.large) as driver:
+        for workload, batch in known.scale.decode.items():
+            known.attempt(workload, "step", "ms", lambda w=workload, b=batch: decode(known, driver, w, b))  # type: ignore[misc]
+
+
 def _steps(*workloads: str) -> tuple[tuple[str, str, str, str], ...]:
     return tuple((workload, "pagedserve", "step", "ms") for workload in workloads)
 
@@ -158,3 +179,5 @@ GROUPS: dict[str, Group] = {
     "variants": Group(variants, 40, 120, ()),
 }
 """In the order of importance: the last ones are left out first when the time is over."""
+SHARE = Group(share, 0, 300, _steps("decode_1", "decode_8", "decode_32", "decode_64"))
+"""The CPU's own, run by ``python -m benchmarks``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -58,18 +58,23 @@ def _throughput(axes: Axes, figures: Figures) -> None:
 
 
 def _share(axes: Axes, figures: Figures) -> None:
-    shares = [
-        (batch, 100 * figures[workload, US, "bound"] / figures[workload, US, "step"], "")
-        for workload, batch in BATCHES.items()
-        if (workload, US, "bound") in figures
-    ]
-    _points(axes, shares, "o-", BLUE, "decoding, of the bandwidth bound")
+    _points(axes, shares(figures, BATCHES), "o-", BLUE, "decoding")
     prefill = figures.get(("prefill_8x2k", US, "share_of_product"))
     if prefill is not None:
         axes.axhline(100 * prefill, color=GREEN, linestyle=":", label="prefill 8 x 2k, of the best product")
     axes.set(xlabel="batch", ylabel="achieved share of the limit (%)", title="share of the limit")
     _finish(axes)
     axes.set_ylim(0, 105)
+
+
+def shares(figures: Figures, batches: Mapping[str, int]) -> list[tuple[float, float, str]]:
+    """(Batch, per cent of what bandwidth or products allow, whichever allows less, empty) by workload."""
+    points = []
+    for workload, batch in batches.items():
+        bounds = [figures.get((workload, US, metric), 0.0) for metric in ("bound", "product_bound")]
+        if (workload, US, "step") in figures and max(bounds):
+            points.append((float(batch), 100 * max(bounds) / figures[workload, US, "step"], ""))
+    return points
 
 
 def _peers(axes: Axes, figures: Figures) -> None:

@@ -28,8 +28,8 @@ class NoDevice(Exception):
 class GroupProcess:
     """Runs one group; a context manager that leaves nothing running."""
 
-    def __init__(self, group: str, *, device: str, tiny: bool, folder: Path, logs: Path) -> None:
-        order = {"group": group, "device": device, "tiny": tiny, "folder": str(folder)}
+    def __init__(self, group: str, *, device: str, scale: str, folder: Path, logs: Path) -> None:
+        order = {"group": group, "device": device, "scale": scale, "folder": str(folder)}
         logs.mkdir(parents=True, exist_ok=True)
         self._log = (logs / f"{group}.log").open("w")
         self._group = group

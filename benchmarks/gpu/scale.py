@@ -76,3 +76,15 @@ TINY = Scale(
         "device": "cpu",
     },
 )
+CPU = Scale(
+    large=SHAPES / "smollm2-135m" / "config.json",
+    small=SHAPES / "smollm2-135m" / "config.json",
+    decode={"decode_1": 1, "decode_8": 8, "decode_32": 32, "decode_64": 64},
+    context=256,
+    steps=4,
+    copy_bytes=GIB // 2,
+    product=2048,
+    settings={"num_blocks": 1024, "max_num_seqs": 64, "max_model_len": 2048},
+)
+"""What a CPU's share of its own limit is measured with, in ``make bench``."""
+SCALES = {"full": FULL, "tiny": TINY, "cpu": CPU}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.groups import GROUPS
-from benchmarks.gpu.scale import FULL, TINY
+from benchmarks.gpu.groups import GROUPS, SHARE
+from benchmarks.gpu.scale import SCALES
 
 
 def main() -> None:
@@ -34,14 +34,14 @@ def main() -> None:
         return
     _answer(answers, {"machine": machine(order["device"])})
     bench = Bench(
-        scale=TINY if order["tiny"] else FULL,
+        scale=SCALES[order["scale"]],
         device=order["device"],
         folder=Path(order["folder"]),
         deadline=time.monotonic() + go["seconds"],
         limits=go["limits"],
         report=lambda row: _answer(answers, {"row": dataclasses.asdict(row)}),
     )
-    GROUPS[order["group"]].run(bench)
+    (SHARE if order["group"] == "share" else GROUPS[order["group"]]).run(bench)
     # Threads of a peer may hang in their exit handlers; the parent has all it wants.
     os._exit(0)
 

@@ -180,8 +180,8 @@ def test_a_bar_without_its_peer_stays_open(tmp_path):
 def test_a_bar_is_met_or_missed_by_the_ratio(tmp_path):
     results = result_file(tmp_path / "cpu.json")
     results.add(Row.median("mixed", name, "throughput", [speed], "tok/s") for name, speed in
-                (("pagedserve", 250.0), ("transformers_cb", 100.0), ("vllm_cpu", 300.0)))  # fmt: skip
-    assert ratio(value("mixed", "throughput"), value("mixed", "throughput", "vllm_cpu"))(results) == 250 / 300
+                (("pagedserve", 350.0), ("transformers_cb", 100.0), ("vllm_cpu", 400.0)))  # fmt: skip
+    assert ratio(value("mixed", "throughput"), value("mixed", "throughput", "vllm_cpu"))(results) == 350 / 400
     verdicts = [bar.verdict(results)[1] for bar in BARS]
     assert (verdicts.count("met"), verdicts.count("missed")) == (1, 1)
-    assert "2.5 x" in bar_table(results)
+    assert "3.5 x" in bar_table(results)
