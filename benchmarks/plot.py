@@ -74,7 +74,7 @@ def _fill(figure: Figure, figures: Figures, stored: dict[str, Any]) -> None:
     most = max((len(row["samples"]) for row in stored["rows"]), default=0)
     machine, settings = stored["hardware"], stored["settings"]
     figure.suptitle(
-        f"{settings['model']}, {settings['dtype']}, {settings['threads']} threads on {machine['processor']}"
+        f"{settings['model'].partition('.')[0]}, {settings['dtype']}, {settings['threads']} threads on {machine['processor']}"
         f" ({', '.join(machine['instructions'])}); medians of up to {most} runs",
         fontsize=10,
     )

@@ -10,6 +10,7 @@ import pytest
 
 from models import tiny_model
 from pagedserve_engine.errors import ConfigError
+from pagedserve_engine.phases import Phases
 from pagedserve_engine.profiling.command import read_options
 from pagedserve_engine.profiling.timeline import STEP, read_timeline
 from processes import run_engine
@@ -67,6 +68,19 @@ def test_own_flags_are_taken_out_and_the_rest_is_the_engines() -> None:
     assert (options.batch, options.loads, rest) == (3, ("mixed",), ["--dtype", "float32"])
     with pytest.raises(ConfigError, match="--steps is 0"):
         read_options(["--steps", "0"])
+
+
+def test_phases_add_up_in_their_order_even_where_they_fail() -> None:
+    times = iter([0.0, 1.0, 3.0, 3.0, 4.0, 5.0, 7.0, 8.0])
+    phases = Phases(lambda: next(times))
+    with phases.measure("weights"):
+        pass
+    with pytest.raises(RuntimeError), phases.measure("graphs"):
+        raise RuntimeError
+    with phases.measure("weights"):
+        pass
+    assert phases.seconds == {"weights": 4.0, "graphs": 1.0}
+    assert phases.describe() == "8.0 s: weights 4.0 s, graphs 1.0 s"
 
 
 def event(name: str, start: float, duration: float, **rest: Any) -> dict[str, Any]:
