@@ -62,7 +62,8 @@ class ContinuousBatchProcessor:
     def __init__(self, scheduler: Scheduler, runner: Runner, *, steps_in_flight: int = 0) -> None:
         self.scheduler = scheduler
         self._runner = runner
-        self._steps_in_flight = steps_in_flight
+        self.steps_in_flight = steps_in_flight
+        """Steps that may be launched and not read while the next one is scheduled."""
         self._pending: deque[tuple[Batch, PendingStep]] = deque()
         """What is in flight, the oldest first; the scheduler counts the same batches."""
         self._failed_steps = 0
@@ -112,7 +113,7 @@ class ContinuousBatchProcessor:
             if not self._pending and self._last_read is not None:
                 gap = time.perf_counter() - self._last_read
             self._pending.append((batch, pending))
-            allowed = 0 if batch.lockstep or isinstance(pending, _FailedLaunch) else self._steps_in_flight
+            allowed = 0 if batch.lockstep or isinstance(pending, _FailedLaunch) else self.steps_in_flight
         while len(self._pending) > allowed:
             outputs += self._read_oldest()
         if self.scheduler.idle:

@@ -38,6 +38,8 @@ class Staging:
         self._capacity = capacity
         self._target = torch.zeros(capacity, dtype=torch.uint8, device=self.device)
         self._hosts = [torch.zeros(capacity, dtype=torch.uint8, pin_memory=self._on_cuda) for _ in range(2)]
+        self._arrays = [host.numpy() for host in self._hosts]
+        """The same memory, to be written."""
         self._copied: list[torch.Event | None] = [None, None]
         self._turn = 0
         self._used = 0
@@ -59,8 +61,8 @@ class Staging:
         if stop > self._capacity:
             return send(array, self.device)
         if array.nbytes:
-            host = self._hosts[self._turn].numpy()[start:stop]
-            host.view(array.dtype).reshape(array.shape)[...] = array
+            written = self._arrays[self._turn][start:stop].view(array.dtype)
+            written.reshape(array.shape)[...] = array
         self._used = stop
         return self._view(start, array.shape, array.dtype)
 
@@ -88,4 +90,4 @@ class Staging:
 def send(array: Numbers, device: torch.device) -> torch.Tensor:
     """A copy of ``array`` on ``device`` that lives as long as it is held, queued without waiting."""
     tensor = torch.from_numpy(array.copy())
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

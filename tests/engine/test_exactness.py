@@ -51,11 +51,10 @@ def mix(folder: Path, *, lengths: tuple[int, ...], max_tokens: int, seed: int, *
 
 
 @pytest.mark.parametrize("scheduler", ["fifo", "prefill_first"])
-@pytest.mark.parametrize(("block_size", "num_blocks", "budget"), [(4, 600, 24), (16, 200, 7), (1, 1500, 64)])
+@pytest.mark.parametrize("shape", [(4, 600, 24, 0), (16, 200, 7, 1), (1, 1500, 64, 1)])
 @pytest.mark.parametrize("name", TINY)
-def test_every_family_is_exact_in_any_mix(
-    name: str, block_size: int, num_blocks: int, budget: int, scheduler: str
-) -> None:
+def test_every_family_is_exact_in_any_mix(name: str, shape: tuple[int, int, int, int], scheduler: str) -> None:
+    block_size, num_blocks, budget, steps_in_flight = shape
     folder = tiny_model(name)[1]
     engine = mix(
         folder,
@@ -67,14 +66,17 @@ def test_every_family_is_exact_in_any_mix(
         max_batch_tokens=budget,
         scheduler=scheduler,
         max_model_len=128,
+        steps_in_flight=steps_in_flight,
     )
     exactness(folder).check_all(engine)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize(("name", "num_blocks"), [("llama", 32), ("mistral", 20), ("gemma2", 40), ("gemma3", 80)])
-def test_preemption_changes_no_token(name: str, num_blocks: int) -> None:
+def test_preemption_changes_no_token(name: str, num_blocks: int, depth: int) -> None:
     folder = tiny_model(name)[1]
-    engine = SteppedEngine(folder, block_size=4, num_blocks=num_blocks, max_batch_tokens=32, safety_margin=0.0)
+    options = {"block_size": 4, "num_blocks": num_blocks, "max_batch_tokens": 32, "safety_margin": 0.0}
+    engine = SteppedEngine(folder, steps_in_flight=depth, **options)
     for prompt in prompts(engine.core.vocab_size, (12, 8, 14, 9, 11, 7), seed=3):
         engine.add(prompt, 14)
     engine.run()
@@ -111,9 +113,9 @@ def _teacher_forced(folder: Path, *, length: int, tolerance: float, **options: A
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("scheduler", ["fifo", "prefill_first"])
+@pytest.mark.parametrize(("scheduler", "depth"), [("fifo", 1), ("prefill_first", 0)])
 @pytest.mark.parametrize("name", REAL)
-def test_real_models_are_exact_in_a_mix_with_tiny_caches(name: str, scheduler: str) -> None:
+def test_real_models_are_exact_in_a_mix_with_tiny_caches(name: str, scheduler: str, depth: int) -> None:
     folder = REAL[name]()
     # Gemma's pool serves six groups, and its window of 512 is crossed by the longest prompt.
     num_blocks = {"smollm2": 48, "gemma3-270m": 300}[name]
@@ -127,6 +129,7 @@ def test_real_models_are_exact_in_a_mix_with_tiny_caches(name: str, scheduler: s
         max_batch_tokens=128,
         safety_margin=0.0,
         scheduler=scheduler,
+        steps_in_flight=depth,
     )
     exactness(folder).check_all(engine)
 
@@ -141,6 +144,7 @@ class ExactnessMachine(RuleBasedStateMachine):
         budget=st.integers(3, 40),
         scheduler=st.sampled_from(["fifo", "prefill_first"]),
         pages=st.integers(120, 400),
+        depth=st.integers(0, 1),
     )
     def build(self, name: str, block_size: int, pages: int, **options: Any) -> None:
         self.folder = tiny_model(name)[1]
@@ -152,6 +156,7 @@ class ExactnessMachine(RuleBasedStateMachine):
             max_batch_tokens=options["budget"],
             scheduler=options["scheduler"],
             safety_margin=0.1,
+            steps_in_flight=options["depth"],
         )
 
     @rule(family=st.integers(0, 3), length=st.integers(1, 60), max_tokens=st.integers(1, 8))
