@@ -177,6 +177,7 @@ class TritonBackend:
     """The Triton kernels on one device; ``splits`` pins how many programs share a row's keys (for tests)."""
 
     name = "triton"
+    plans_on_device = True
     reads_whole_blocks = False
 
     def __init__(self, device: torch.device | str, *, splits: int | None = None) -> None:

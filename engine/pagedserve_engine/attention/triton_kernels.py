@@ -80,7 +80,7 @@ def attend(  # noqa: PLR0917
         if MASKED or HEAD_DIM != D:
             real = dims < HEAD_DIM
             seen = loaded | (not MASKED)
-            key = tl.load(keys + (place[None, :] + dims[:, None]), mask=seen[None, :] & real[:, None], other=0)
+            key = tl.load(keys + (place[None, :] + dims[:, None]), mask=seen[None, :] & real[:, None], other=0.0)
         else:
             key = tl.load(keys + (place[None, :] + dims[:, None]))
         if FLOAT32_DOT:
@@ -100,7 +100,7 @@ def attend(  # noqa: PLR0917
         shrink = tl.exp2(peak - base)
         total = total * shrink + tl.sum(weights, 1)
         if MASKED or HEAD_DIM != D:
-            value = tl.load(values + (place[:, None] + dims[None, :]), mask=seen[:, None] & real[None, :], other=0)
+            value = tl.load(values + (place[:, None] + dims[None, :]), mask=seen[:, None] & real[None, :], other=0.0)
         else:
             value = tl.load(values + (place[:, None] + dims[None, :]))
         if FLOAT32_DOT:
