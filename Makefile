@@ -31,7 +31,7 @@ control-plane: ## build etcd, the API server and their kin once (about ten minut
 	$(RUN) --group test python e2e/controlplane/build.py
 
 test-gpu: ## the tests that need a CUDA device
-	$(GPU_RUN) -m pytest -m gpu -W default $$(grep -lrE "mark\.gpu" --include="test_*.py" tests/engine)
+	$(GPU_RUN) -m pytest -m gpu -W default $$(grep -lrE "mark\.gpu|triton_device" --include="test_*.py" tests/engine)
 
 bench: ## figures beside peers on a CPU: table, bars, plots
 	$(RUN) --group test --group bench python -m benchmarks
