@@ -114,6 +114,7 @@ class TritonGroupStep:
             SPLIT=splits > 1,
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
         if splits > 1:
             reduce_kernel[part.rows, heads](
@@ -129,6 +130,7 @@ class TritonGroupStep:
                 N=tiles.keys,
                 CHUNK=_REDUCE_CHUNK,
                 WINDOWED=self.window is not None,
+                enable_fp_fusion=True,
             )
 
     def _prefill(self, part: _Chunks, call: LayerCall, query: torch.Tensor, out: torch.Tensor) -> None:
@@ -156,6 +158,7 @@ class TritonGroupStep:
             N=tiles.keys,
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
 
     def _shape(self, call: LayerCall) -> dict[str, int]:

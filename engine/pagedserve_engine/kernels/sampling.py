@@ -230,7 +230,7 @@ def sample(
     token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
     shape = {"VOCAB": vocab, "BLOCKS": blocks, "PADDED": padded}
     grid = (rows, -(-blocks // _BLOCKS_AT_ONCE))
-    summary_kernel[grid](logits, inverse_temperature, peaks, sums, logits.stride(0), **shape)
+    summary_kernel[grid](logits, inverse_temperature, peaks, sums, logits.stride(0), **shape, enable_fp_fusion=True)
     choice_kernel[(rows,)](
         logits,
         inverse_temperature,
@@ -246,5 +246,6 @@ def sample(
         logits.stride(0),
         **shape,
         num_warps=8,
+        enable_fp_fusion=True,
     )
     return token_ids

@@ -7,6 +7,7 @@ import torch
 
 from pagedserve_engine import float8
 from pagedserve_engine.kernels.ops import TritonOps, quantize_rows
+from pagedserve_engine.kernels.products import int8_linear
 from pagedserve_engine.model.ops import TorchOps
 from pagedserve_engine.model.quantization_products import quantize_rows as quantize_in_torch
 from triton_device import DEVICE, on_the_device
@@ -155,3 +156,14 @@ def test_a_cache_of_8_bits_is_written_saturated() -> None:
         results.append(float8.widen(torch.stack((keys, values)), torch.float32))
     torch.testing.assert_close(*results)
     assert results[0].abs().max() == 448
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize(("outputs", "width"), [(100, 130), (192, 1100)])
+@pytest.mark.parametrize("processors", [1, 6])
+def test_products_with_int8_weights_are_torch_products(rows: int, outputs: int, width: int, processors: int) -> None:
+    x = random(rows, width, dtype=torch.bfloat16)
+    weight = (random(outputs, width) * 40).clamp(-127, 127).to(torch.int8)
+    scale = random(outputs).abs() / 100
+    theirs = (x.float() @ weight.float().T * scale).to(torch.bfloat16)
+    assert_near(int8_linear(x, weight, scale, processors=processors), theirs, torch.bfloat16)
