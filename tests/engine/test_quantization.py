@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -243,10 +247,29 @@ def test_a_plain_checkpoint_passes() -> None:
     refuse_quantized(SimpleNamespace(quantization_config=None))
 
 
-def test_a_model_of_real_shape_can_be_made_small_without_memory() -> None:
-    config = tiny_model("qwen2", tie_word_embeddings=True)[0]
+# --- the contract with the operator ----------------------------------------------------------------------------------
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "model_shapes.json").read_text())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_known_models_take_what_the_operator_counts_on(name: str, kind: str) -> None:
+    config = AutoConfig.for_model(**GOLDEN[name]["config"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    quantize_model(model, chosen("fp8"))
-    dtypes = {buffer.dtype for buffer in model.buffers()}
-    assert FLOAT8 in dtypes
+    assert held(model) == GOLDEN[name]["weight_bytes"]["bfloat16"]
+    quantize_model(model, chosen(kind))
+    assert held(model) == GOLDEN[name]["weight_bytes"][kind]
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of what ``model`` would load, tied weights once."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in _loaded(model)}.values())
+
+
+def _loaded(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            yield from module.buffers()

@@ -11,6 +11,7 @@ from pagedserve_operator.errors import ModelDoesNotFit, TuningError
 from pagedserve_operator.gpus.catalogue import CATALOGUE
 from pagedserve_operator.shapes import FROM_NAME, from_name
 from pagedserve_operator.sizing import Breakdown, Sizing, batch_for
+from pagedserve_operator.sizing.demand import WEIGHTS_OVERHEAD
 from tuning_cases import GOLDEN, LLAMA, resolved, shape, sized
 
 # --- known values ----------------------------------------------------------------------------------------------------
@@ -112,6 +113,98 @@ def test_a_wider_cache_holds_fewer_blocks() -> None:
     narrow, wide = (sized(resolved("A100"), tuning={"kvCacheDtype": kind}) for kind in ("auto", "float32"))
     assert wide.block_bytes == 2 * narrow.block_bytes
     assert wide.num_blocks == narrow.num_blocks // 2
+
+
+# --- smaller numbers -------------------------------------------------------------------------------------------------
+
+
+def weights_mib(kind: str, name: str = LLAMA, **more: Any) -> int:
+    return sized(resolved("H200"), shape(name), model={"quantization": kind}, **more).breakdown.weights
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("kind", ["bfloat16", "fp8", "int8"])
+def test_weights_take_what_they_take_in_the_engine(name: str, kind: str) -> None:
+    found = weights_mib("none" if kind == "bfloat16" else kind, name) * 2**20
+    assert found / WEIGHTS_OVERHEAD == pytest.approx(GOLDEN[name]["weight_bytes"][kind], rel=0.01, abs=2**20)
+
+
+def test_quantised_weights_leave_embeddings_and_output_layer_wide() -> None:
+    # 8,030 million parameters, 2 x 128,256 x 4,096 of them in the two tables, and 4 bytes of scale for each output.
+    tables = 2 * 128256 * 4096
+    small = (8_030_261_248 - tables) * (1 + 4 / 4096)
+    assert weights_mib("fp8") == weights_mib("int8")
+    assert weights_mib("fp8") == pytest.approx((small + 2 * tables) * WEIGHTS_OVERHEAD / 2**20, abs=2)
+
+
+def test_experts_stay_wide_and_a_note_says_how_much_that_leaves() -> None:
+    card, mixture = resolved("H200"), shape("Mixtral-8x7B-v0.1")
+    wide, small = (sized(card, mixture, model={"quantization": kind}) for kind in ("none", "int8"))
+    assert wide.breakdown.weights * 0.95 < small.breakdown.weights < wide.breakdown.weights
+    assert any("leaves 97% of the model" in note for note in small.notes)
+    assert not any("leaves" in note for note in wide.notes)
+
+
+def test_an_8_bit_cache_holds_twice_the_blocks() -> None:
+    wide, small = (sized(resolved("A100"), tuning={"kvCacheDtype": kind}) for kind in ("auto", "fp8"))
+    assert small.kv_cache_dtype == "fp8"
+    assert small.block_bytes * 2 == wide.block_bytes
+    assert small.num_blocks in (2 * wide.num_blocks, 2 * wide.num_blocks + 1)
+
+
+@pytest.mark.parametrize(
+    ("card", "kind", "noted", "scratch"),
+    [
+        ("H100", "fp8", False, 0),
+        ("L4", "fp8", False, 0),
+        ("A100-80GB", "fp8", True, 2 * 14336 * 4096 * 2),
+        ("A100-80GB", "int8", False, 2 * 14336 * 4096 * 2),
+        ("cpu", "int8", False, 2 * 14336 * 4096 * 4),
+        ("cpu", "fp8", True, 2 * 14336 * 4096 * 8),
+    ],
+)
+def test_products_that_a_device_lacks_cost_memory_and_are_noted(
+    card: str, kind: str, noted: bool, scratch: int
+) -> None:
+    gpu = resolved(card, memoryMiB=80_000)
+    tuning = {"maxBatchTokens": 512}
+    wide, small = (sized(gpu, model={"quantization": q}, tuning=tuning) for q in ("none", kind))
+    more = (small.breakdown.activations - wide.breakdown.activations) * 2**20
+    assert more == pytest.approx(scratch, abs=2**20)
+    assert any("int8 is faster" in note for note in small.notes) == noted
+
+
+def test_fp8_on_a_card_too_old_for_it_names_the_cure() -> None:
+    with pytest.raises(TuningError, match=r"spec\.model\.quantization is fp8.*Tesla-T4.*int8.*spec\.gpu\.type.*8\.9"):
+        sized(resolved("T4"), shape("SmolLM2-135M"), model={"quantization": "fp8"})
+    assert sized(resolved("T4"), shape("SmolLM2-135M"), model={"quantization": "int8"}).num_blocks > 0
+
+
+def test_an_unknown_quantization_is_an_error_by_field() -> None:
+    with pytest.raises(TuningError, match=r"spec\.model\.quantization is int4: set it to none, fp8, int8"):
+        sized(resolved("L4"), model={"quantization": "int4"})
+    with pytest.raises(TuningError, match=r"spec\.tuning\.kvCacheDtype is int8: set it to auto, .*fp8"):
+        sized(resolved("L4"), tuning={"kvCacheDtype": "int8"})
+
+
+def test_a_model_without_layers_is_an_error_by_field() -> None:
+    with pytest.raises(TuningError, match=r"spec\.model\.architecture\.layers"):
+        sized(resolved("L4"), replace(shape(), layer_types=()))
+
+
+@pytest.mark.parametrize(("card", "kind"), [("T4", "int8"), ("V100-16GB", "int8")])
+def test_smaller_weights_are_a_cure_where_they_fit(card: str, kind: str) -> None:
+    assert refusal(resolved(card)).endswith(f"or spec.model.quantization to {kind}")
+    assert sized(resolved(card), model={"quantization": kind}).num_blocks > 0
+    gpu = resolved("L4", memoryMiB=15360)
+    assert refusal(gpu).endswith("or spec.model.quantization to fp8")
+    assert sized(gpu, model={"quantization": "fp8"}).num_blocks > 0
+
+
+def test_a_refusal_names_the_quantization_that_did_not_help() -> None:
+    text = refusal(resolved("T4"), replace(shape(), parameters=20 * 10**9), model={"quantization": "int8"})
+    assert "of weights in int8 and float16" in text
+    assert "spec.model.quantization" not in text
 
 
 # --- what the user gives ---------------------------------------------------------------------------------------------
@@ -289,10 +382,14 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
         "maxMemoryPercent": draw(st.floats(0.01, 1.0)),
         "numBlocks": draw(NUMBERS),
         "maxBatchTokens": draw(NUMBERS),
-        "kvCacheDtype": draw(st.sampled_from(["auto", "bfloat16", "float16", "float32"])),
+        "kvCacheDtype": draw(st.sampled_from(["auto", "bfloat16", "float16", "float32", "fp8"])),
         "useCudaGraph": draw(st.none() | st.booleans()),
     }
-    model = {"dtype": draw(st.sampled_from(["auto", "float16", "float32"])), "maxModelLen": draw(NUMBERS)}
+    model = {
+        "dtype": draw(st.sampled_from(["auto", "float16", "float32"])),
+        "maxModelLen": draw(NUMBERS),
+        "quantization": draw(st.sampled_from(["none", "fp8", "int8"])),
+    }
     return {"tuning": tuning, "model": model}
 
 

@@ -66,8 +66,9 @@ def _read_config(text: Json) -> ModelShape:
     tied = text.get("tie_word_embeddings")
     if tied is None:
         tied = _TIED_BY_DEFAULT.match(str(text.get("model_type"))) is not None
-    shared = vocab * hidden * (1 if tied else 2) + layers * hidden * head_dim * 2 * (heads + kv_heads)
-    total, active = _mlp_parameters(text, hidden, layers, intermediate)
+    embeddings = vocab * hidden * (1 if tied else 2)
+    shared = embeddings + layers * hidden * head_dim * 2 * (heads + kv_heads)
+    total, active, experts = _mlp_parameters(text, hidden, layers, intermediate)
     return ModelShape(
         layer_types=layer_types,
         sliding_window=window if "sliding" in layer_types else None,
@@ -78,6 +79,7 @@ def _read_config(text: Json) -> ModelShape:
         vocab_size=vocab,
         parameters=shared + total,
         active_parameters=shared + active,
+        wide_parameters=embeddings + experts,
         max_position_embeddings=length,
         source=FROM_CONFIG,
     )
@@ -140,12 +142,12 @@ def _mismatch(layers: int, listed: int) -> tuple[str, ...]:
     raise ValueError(f"num_hidden_layers is {layers} and layer_types lists {listed}")
 
 
-def _mlp_parameters(text: Json, hidden: int, layers: int, intermediate: int) -> tuple[int, int]:
-    """(All, those one token uses) of the feed-forward layers: three matrices each, gate, up and down."""
+def _mlp_parameters(text: Json, hidden: int, layers: int, intermediate: int) -> tuple[int, int, int]:
+    """(All, those one token uses, those of routed experts) of the feed-forward layers: gate, up and down each."""
     dense = 3 * hidden * intermediate
     experts = _first(text, "num_local_experts", "num_experts", "n_routed_experts")
     if not experts:
-        return layers * dense, layers * dense
+        return layers * dense, layers * dense, 0
     expert = 3 * hidden * (_first(text, "moe_intermediate_size") or intermediate)
     shared_size = _first(text, "shared_expert_intermediate_size")
     shared = 3 * hidden * shared_size if shared_size else expert * _first(text, "n_shared_experts")
@@ -154,7 +156,8 @@ def _mlp_parameters(text: Json, hidden: int, layers: int, intermediate: int) -> 
     used = _first(text, "num_experts_per_tok", "num_experts_per_token") or 1
     num_sparse = max(0, layers - num_dense)
     total = num_dense * dense + num_sparse * (experts * expert + shared + router)
-    return total, num_dense * dense + num_sparse * (used * expert + shared + router)
+    used_at_once = num_dense * dense + num_sparse * (used * expert + shared + router)
+    return total, used_at_once, num_sparse * (experts * expert + router)
 
 
 def _first(text: Json, *keys: str) -> int:

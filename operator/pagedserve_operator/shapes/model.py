@@ -29,6 +29,8 @@ class ModelShape:
     parameters: int
     active_parameters: int
     """Those that one token uses: less than all in a mixture of experts."""
+    wide_parameters: int
+    """Those that no quantisation makes smaller: embeddings, the output layer, and experts."""
     max_position_embeddings: int | None
     """The longest sequence; None where nothing tells."""
     source: str
@@ -45,9 +47,16 @@ class ModelShape:
         return math.gcd(self.layer_types.count("full"), self.layer_types.count("sliding"))
 
 
+def wide_at_most(parameters: int, active_parameters: int, *, vocab_size: int, hidden_size: int) -> int:
+    """``wide_parameters`` where only totals are known: all of a mixture of experts, else two tables of embeddings."""
+    return parameters if active_parameters < parameters else max(0, min(parameters, 2 * vocab_size * hidden_size))
+
+
 def from_architecture(architecture: Architecture) -> ModelShape:
     """The shape that the user states."""
     layer_types = architecture.layer_types or ("full",) * architecture.layers
+    parameters, active = architecture.parameters, architecture.active_parameters or architecture.parameters
+    vocab, hidden = architecture.vocab_size, architecture.hidden_size
     return ModelShape(
         layer_types=layer_types,
         sliding_window=architecture.sliding_window if "sliding" in layer_types else None,
@@ -56,8 +65,9 @@ def from_architecture(architecture: Architecture) -> ModelShape:
         hidden_size=architecture.hidden_size,
         intermediate_size=architecture.intermediate_size,
         vocab_size=architecture.vocab_size,
-        parameters=architecture.parameters,
-        active_parameters=architecture.active_parameters or architecture.parameters,
+        parameters=parameters,
+        active_parameters=active,
+        wide_parameters=wide_at_most(parameters, active, vocab_size=vocab, hidden_size=hidden),
         max_position_embeddings=architecture.max_position_embeddings,
         source=FROM_SPEC,
     )

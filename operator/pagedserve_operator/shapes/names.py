@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagedserve_operator.errors import ModelShapeUnknown
-from pagedserve_operator.shapes.model import FROM_NAME, ModelShape
+from pagedserve_operator.shapes.model import FROM_NAME, ModelShape, wide_at_most
 
 _NUMBER: Final = r"\d{1,6}(?:\.\d{1,6})?"
 """Bounded, so that no name makes a number that can't be reckoned with."""
@@ -95,6 +95,9 @@ def _shape(parameters: int, active: int) -> ModelShape:
         vocab_size=typical.vocab_size,
         parameters=parameters,
         active_parameters=max(1, active),
+        wide_parameters=wide_at_most(
+            parameters, active, vocab_size=typical.vocab_size, hidden_size=typical.hidden_size
+        ),
         max_position_embeddings=_LONGEST,
         source=FROM_NAME,
     )

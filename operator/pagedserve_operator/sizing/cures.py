@@ -8,7 +8,7 @@ from typing import Final
 
 from pagedserve_operator.gpus.catalogue import CATALOGUE
 from pagedserve_operator.sizing.blocks import SHORTEST_SEQUENCE
-from pagedserve_operator.sizing.demand import DTYPE_BYTES, GIB, MIB, Demand
+from pagedserve_operator.sizing.demand import CACHE_BYTES, DTYPE_BYTES, FIRST_WITH_FLOAT8, GIB, MIB, Demand
 
 _COUNTS: Final = (2, 4, 8)
 """GPUs of one node."""
@@ -26,7 +26,7 @@ def too_large(demand: Demand) -> str:
     short = demand.shortage(SHORTEST_SEQUENCE)
     per_device = f" on each of {demand.gpu.count} devices" if demand.gpu.count > 1 else ""
     return (
-        f"the model doesn't fit: {gib(demand.weights)} of weights in {demand.dtype}{per_device} and what steps take "
+        f"the model doesn't fit: {gib(demand.weights)} of weights in {_kind(demand)}{per_device} and what steps take "
         f"beside them need {gib(demand.budget + short)}, and spec.tuning.maxMemoryPercent "
         f"{demand.overrides.max_memory_percent:g} allows {gib(demand.budget)} of {demand.gpu.product}'s "
         f"{gib(demand.gpu.memory_mib * MIB)}: {gib(short)} short; {cheapest(demand, SHORTEST_SEQUENCE)}"
@@ -49,16 +49,26 @@ def cheapest(demand: Demand, length: int) -> str:
     if demand.gpu.is_cpu:
         needed = -(-(demand.budget + demand.shortage(length)) // int(GIB * demand.overrides.max_memory_percent))
         return f"set spec.resources.limits.memory to {max(needed, demand.gpu.memory_mib * MIB // GIB + 1)}Gi or more"
-    cures = [*_more_devices(demand, length), *_larger_card(demand, length)]
+    cures = [*_more_devices(demand, length), *_larger_card(demand, length), *_smaller_weights(demand, length)]
     return f"set {' or '.join(cures)}" if cures else "no GPU in the catalogue holds it: choose a smaller model"
 
 
 def _in_half(demand: Demand) -> Demand:
     dtype = "bfloat16" if demand.gpu.compute_capability >= _OLDEST else "float16"
     smaller_cache = (
-        DTYPE_BYTES[dtype] < DTYPE_BYTES[demand.kv_cache_dtype] and demand.overrides.kv_cache_dtype == "auto"
+        DTYPE_BYTES[dtype] < CACHE_BYTES[demand.kv_cache_dtype] and demand.overrides.kv_cache_dtype == "auto"
     )
     return replace(demand, dtype=dtype, kv_cache_dtype=dtype if smaller_cache else demand.kv_cache_dtype)
+
+
+def _kind(demand: Demand) -> str:
+    return demand.dtype if demand.quantization == "none" else f"{demand.quantization} and {demand.dtype}"
+
+
+def _smaller_weights(demand: Demand, length: int) -> Iterator[str]:
+    kind = "fp8" if demand.gpu.compute_capability >= FIRST_WITH_FLOAT8 else "int8"
+    if demand.quantization == "none" and _fits(replace(demand, quantization=kind), length):
+        yield f"spec.model.quantization to {kind}"
 
 
 def _fits(demand: Demand, length: int) -> bool:

@@ -17,6 +17,10 @@ from pagedserve_operator.spec import TuningOverrides
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 DTYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
+CACHE_BYTES: Final = {**DTYPE_BYTES, "fp8": 1}
+QUANTIZATIONS: Final = ("none", "fp8", "int8")
+FIRST_WITH_FLOAT8: Final = (8, 9)
+"""Compute capability that multiplies 8-bit floats; older cards widen them."""
 
 WEIGHTS_OVERHEAD: Final = 1.02
 """Norms, biases, rotary tables and the allocator's rounding, beside the counted parameters."""
@@ -35,6 +39,11 @@ CPU_CACHE_SHARE: Final = 0.25
 LOGITS_BYTES: Final = 8
 """Of each row and vocabulary entry: scores in float32 and the sampler's copy."""
 
+SCALE_BYTES: Final = 4
+"""Of each output of a quantised layer."""
+CPU_WIDENED_BYTES: Final = {"fp8": 8, "int8": 4}
+"""Of each quantised weight while a CPU multiplies with it."""
+
 SMALLEST_BATCH: Final = 512
 LARGEST_BATCH: Final = 16384
 DEFAULT_NUM_SEQS: Final = 256
@@ -50,6 +59,7 @@ class Demand:
     overrides: TuningOverrides
     dtype: str
     kv_cache_dtype: str
+    quantization: str
     max_num_seqs: int
     use_cuda_graph: bool
 
@@ -59,7 +69,7 @@ class Demand:
         return Blocks(
             shape=self.shape,
             block_size=self.overrides.block_size,
-            dtype_bytes=DTYPE_BYTES[self.kv_cache_dtype],
+            dtype_bytes=CACHE_BYTES[self.kv_cache_dtype],
             devices=self.gpu.count,
         )
 
@@ -71,7 +81,13 @@ class Demand:
     @property
     def weights(self) -> int:
         """A device's part of them."""
-        return int(self.shape.parameters * DTYPE_BYTES[self.dtype] * WEIGHTS_OVERHEAD / self.gpu.count)
+        wide, small = self.shape.parameters, 0
+        if self.quantization != "none":
+            wide = min(wide, self.shape.wide_parameters)
+            small = self.shape.parameters - wide
+        # A quantised layer has a byte for each weight, and about as many weights for each output as the stream is wide.
+        whole = wide * DTYPE_BYTES[self.dtype] + small + small * SCALE_BYTES // max(1, self.shape.hidden_size)
+        return int(whole * WEIGHTS_OVERHEAD / self.gpu.count)
 
     @property
     def runtime(self) -> int:
@@ -90,7 +106,17 @@ class Demand:
         """Of a step: gate and up projection, residual and its norm for each token, and the sampled rows' scores."""
         per_token = 2 * self.shape.intermediate_size // self.gpu.count + 2 * self.shape.hidden_size
         rows = min(self.max_num_seqs, batch_tokens)
-        return batch_tokens * per_token * DTYPE_BYTES[self.dtype] + rows * self.shape.vocab_size * LOGITS_BYTES
+        tokens = batch_tokens * per_token * DTYPE_BYTES[self.dtype]
+        return tokens + rows * self.shape.vocab_size * LOGITS_BYTES + self._widened
+
+    @property
+    def _widened(self) -> int:
+        """The largest layer, both halves of the gated product, where its weights are widened to be multiplied."""
+        has_float8 = not self.gpu.is_cpu and self.gpu.compute_capability >= FIRST_WITH_FLOAT8
+        if self.quantization == "none" or (self.quantization == "fp8" and has_float8):
+            return 0
+        each = CPU_WIDENED_BYTES[self.quantization] if self.gpu.is_cpu else DTYPE_BYTES[self.dtype]
+        return 2 * self.shape.intermediate_size * self.shape.hidden_size // self.gpu.count * each
 
     def room(self, batch_tokens: int) -> int:
         """What such steps leave for the cache; negative where they don't fit themselves."""

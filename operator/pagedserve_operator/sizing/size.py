@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,10 +13,13 @@ from pagedserve_operator.shapes.model import FROM_NAME, ModelShape
 from pagedserve_operator.sizing.blocks import SHORTEST_SEQUENCE, UNBOUNDED
 from pagedserve_operator.sizing.cures import too_large, too_long
 from pagedserve_operator.sizing.demand import (
+    CACHE_BYTES,
     DEFAULT_NUM_SEQS,
     DTYPE_BYTES,
+    FIRST_WITH_FLOAT8,
     LARGEST_BATCH,
     MIB,
+    QUANTIZATIONS,
     SMALLEST_BATCH,
     Demand,
 )
@@ -78,13 +82,18 @@ def size(
     Raises ModelDoesNotFit with the shortfall and the cheapest cure, and TuningError for a dtype or a length that can't
     be.
     """
+    if not shape.layers_per_group:
+        raise TuningError(
+            "spec.model.architecture.layers and layerTypes give no layers: state at least one, full or sliding"
+        )
     dtype = _dtype("spec.model.dtype", model.dtype, gpu)
     demand = Demand(
         shape=shape,
         gpu=gpu,
         overrides=overrides,
         dtype=dtype,
-        kv_cache_dtype=_dtype("spec.tuning.kvCacheDtype", overrides.kv_cache_dtype, gpu, auto=dtype),
+        kv_cache_dtype=_cache_dtype(overrides.kv_cache_dtype, gpu, auto=dtype),
+        quantization=_quantization(model.quantization, gpu),
         max_num_seqs=max_num_seqs or DEFAULT_NUM_SEQS,
         use_cuda_graph=uses_graphs(gpu, overrides),
     )
@@ -120,12 +129,31 @@ def batch_for(gpu: ResolvedGpu, shape: ModelShape) -> int:
     return int(min(LARGEST_BATCH, max(SMALLEST_BATCH, 2.0**exponent)))
 
 
-def _dtype(field: str, wanted: str, gpu: ResolvedGpu, *, auto: str | None = None) -> str:
+def _cache_dtype(wanted: str, gpu: ResolvedGpu, *, auto: str) -> str:
+    field = "spec.tuning.kvCacheDtype"
+    return wanted if wanted == "fp8" else _dtype(field, wanted, gpu, auto=auto, known=tuple(CACHE_BYTES))
+
+
+def _quantization(wanted: str, gpu: ResolvedGpu) -> str:
+    if wanted not in QUANTIZATIONS:
+        raise TuningError(f"spec.model.quantization is {wanted}: set it to {', '.join(QUANTIZATIONS)}")
+    if wanted == "fp8" and not gpu.is_cpu and gpu.compute_capability < FIRST_WITH_BFLOAT16:
+        major, minor = gpu.compute_capability
+        raise TuningError(
+            f"spec.model.quantization is fp8, and {gpu.product} (compute capability {major}.{minor}) is too old for "
+            "it: set it to int8, or spec.gpu.type to a card of 8.9 or later"
+        )
+    return wanted
+
+
+def _dtype(
+    field: str, wanted: str, gpu: ResolvedGpu, *, auto: str | None = None, known: tuple[str, ...] = tuple(DTYPE_BYTES)
+) -> str:
     has_bfloat16 = gpu.is_cpu or gpu.compute_capability >= FIRST_WITH_BFLOAT16
     if wanted == "auto":
         return auto or ("float32" if gpu.is_cpu else "bfloat16" if has_bfloat16 else "float16")
     if wanted not in DTYPE_BYTES:
-        raise TuningError(f"{field} is {wanted}: set it to auto, {', '.join(DTYPE_BYTES)}")
+        raise TuningError(f"{field} is {wanted}: set it to auto, {', '.join(known)}")
     if wanted == "bfloat16" and not has_bfloat16:
         major, minor = gpu.compute_capability
         raise TuningError(
@@ -209,6 +237,7 @@ def _notes(demand: Demand, model: Model, *, batch: int, fitting: int, length: in
         notes.append(f"spec.gpu.count {demand.gpu.count} doesn't divide the model's {shape.kv_heads} key-value heads")
     if model.dtype == "auto" and demand.dtype == "float16":
         notes.append(f"{demand.gpu.product} has no bfloat16: the model runs in float16")
+    notes.extend(_quantization_notes(demand))
     if overrides.max_batch_tokens and batch < overrides.max_batch_tokens:
         notes.append(
             f"spec.tuning.maxBatchTokens {overrides.max_batch_tokens} leaves too little memory for the cache; "
@@ -224,3 +253,14 @@ def _notes(demand: Demand, model: Model, *, batch: int, fitting: int, length: in
     if model.max_model_len is None and length < (shape.max_position_embeddings or 0):
         notes.append(f"maxModelLen is {length} of the model's {shape.max_position_embeddings}: the cache holds no more")
     return tuple(notes)
+
+
+def _quantization_notes(demand: Demand) -> Iterator[str]:
+    gpu, quantization = demand.gpu, demand.quantization
+    if quantization == "fp8" and gpu.is_cpu:
+        yield "a CPU only emulates fp8, slowly: spec.model.quantization int8 is faster"
+    elif quantization == "fp8" and gpu.compute_capability < FIRST_WITH_FLOAT8:
+        yield f"{gpu.product} multiplies no fp8, which saves memory alone: spec.model.quantization int8 is faster"
+    if quantization != "none" and 2 * demand.shape.wide_parameters > demand.shape.parameters:
+        share = demand.shape.wide_parameters / demand.shape.parameters
+        yield f"spec.model.quantization leaves {share:.0%} of the model as it is: embeddings, output layer, experts"
