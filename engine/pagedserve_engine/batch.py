@@ -6,7 +6,7 @@ and its commit, requests may end, give their slots up, or be in the next step al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class Batch:
     """
 
     requests: list[RequestState]
-    """R requests, in row order."""
+    """R requests, in row order; one with drafts has several rows."""
     slots: Int32Array
     """[R] row of each request in the scheduler's tables; stable while a request runs."""
     stays: Int32Array
@@ -43,11 +43,15 @@ class Batch:
     block_tables: tuple[Int32Array, ...]
     """G arrays [R, blocks] of block ids by position; 0, the null block, outside a sliding window."""
     num_decodes: int
-    """The first so many rows have one query token and are sampled."""
+    """The first so many rows have one query token and are sampled, drafts among them."""
     admitted: tuple[int, ...]
     """Rows whose request entered its slot with this step."""
     lockstep: bool = False
-    """Whether the host must know this step's tokens before the next step is chosen (a grammar follows them)."""
+    """Whether the host must know this step's tokens before the next step is chosen: a grammar follows them, or drafts
+    are compared with them."""
+    depths: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
+    """[num_decodes] how many drafted tokens a row's query is behind what is known, 0: its query is known; empty where
+    nothing is drafted. A request's drafts are rows of its own slot, right behind its row in the order of positions."""
 
     @property
     def num_tokens(self) -> int:
@@ -67,6 +71,8 @@ class StepOutput:
     """By row of the batch: one entry for each prompt token *after* the row's query tokens that is still prompt."""
     failed: dict[int, Exception]
     """By row of the batch: rows that alone went wrong (what they ask can't be had, a grammar that broke)."""
+    replayed: bool = False
+    """Whether a captured step was replayed."""
 
 
 class PendingStep(Protocol):

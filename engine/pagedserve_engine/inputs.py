@@ -174,6 +174,12 @@ class InputBuilder:
             paged=paged,
         )
 
+    def put(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
+        """``array`` on the device, beside the inputs built last."""
+        tensor = self._staging.put(array)
+        self._staging.flush()
+        return tensor
+
     def _place_tables(self, tables: torch.Tensor) -> torch.Tensor:
         """[G, R, columns] the step's block tables where every step has them."""
         num_rows, columns = tables.shape[1:]

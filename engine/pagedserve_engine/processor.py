@@ -71,6 +71,7 @@ class ContinuousBatchProcessor:
         self._last_read: float | None = None
         """When the last results came, while there is work."""
         self._waited = 0.0
+        self._replays = 0
 
     def add_request(self, request: RequestState) -> GenerationOutput | None:
         """Queue ``request``; the answer is its refusal, if it can never fit."""
@@ -105,6 +106,7 @@ class ContinuousBatchProcessor:
         """
         started = time.perf_counter()
         self._waited = gap = 0.0
+        self._replays = 0
         outputs: list[GenerationOutput] = []
         batch = self.prepare_next_batch()
         allowed = 0
@@ -142,6 +144,7 @@ class ContinuousBatchProcessor:
         now = time.perf_counter()
         self._last_read, self._waited = now, self._waited + now - asked
         self._failed_steps = 0
+        self._replays += output.replayed
         return self.update_batch(batch, output)
 
     def _void_pending(self) -> None:
@@ -180,7 +183,7 @@ class ContinuousBatchProcessor:
         oldest = scheduler.oldest_arrival()
         preemptions = scheduler.num_preemptions - self._preemptions_seen
         self._preemptions_seen = scheduler.num_preemptions
-        generated = sum(len(news.token_ids) for news in outputs)
+        generated = sum([len(news.token_ids) for news in outputs])
         return StepStats(
             duration=duration,
             wait=self._waited,
@@ -199,6 +202,7 @@ class ContinuousBatchProcessor:
             generated_tokens=generated,
             cached_tokens=0 if batch is None else sum(_cached(batch, row) for row in batch.admitted),
             preemptions=preemptions,
+            graph_replays=self._replays,
         )
 
 

@@ -11,101 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from pagedserve_engine.batch import Batch, Int32Array, StepOutput
-from pagedserve_engine.errors import DeviceFailedError, OutOfDeviceMemoryError, PagedServeError, StepFailedError
+from pagedserve_engine.batch import Batch
+from pagedserve_engine.errors import PagedServeError
+from pagedserve_engine.graphs import Choosing, DecodeGraphs, GraphKey, Recorder
 from pagedserve_engine.inputs import InputBuilder, PromptRow, StepInputs
-from pagedserve_engine.request import RequestState, SamplingParams, TokenLogprob
+from pagedserve_engine.pending import NOT_A_NUMBER, PendingStep, SampledRows, classify, to_host
+from pagedserve_engine.request import RequestState, SamplingParams
 from pagedserve_engine.sampling import SamplingTensors, TokenLogprobs, sample, token_logprobs
-from pagedserve_engine.sampling_plan import Reported
-from pagedserve_engine.sampling_state import SamplingState, read_logprobs
+from pagedserve_engine.sampling_plan import Draws
+from pagedserve_engine.sampling_state import SamplingState
 
-_NOT_A_NUMBER = -1
-"""Stands for a token id, so that one copy from the device brings both."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledRows:
-    """What a step's S sampled rows got, as far as it is on its way to the host."""
-
-    token_ids: torch.Tensor
-    """[S] int32, _NOT_A_NUMBER where the scores were none."""
-    logprobs: TokenLogprobs | None
-    reported: Reported
-
-    def read_logprobs(self, token_ids: Int32Array) -> dict[int, TokenLogprob]:
-        """By place among the sampled rows, for those that asked."""
-        if self.logprobs is None:
-            return {}
-        rows, num_top = self.reported.rows, self.reported.num_top
-        return dict(zip(rows.tolist(), read_logprobs(token_ids[rows], self.logprobs, num_top), strict=True))
-
-
-class PendingStep:
-    """A step on its way. On CUDA its tensors lie in pinned memory and hold once ``done`` is reached."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        sampling: SamplingState,
-        *,
-        sampled: SampledRows | None,
-        prompts: list[tuple[PromptRow, TokenLogprobs]],
-        failed: dict[int, Exception],
-    ) -> None:
-        self._batch = batch
-        self._sampling = sampling
-        self._sampled = sampled
-        self._prompts = prompts
-        self._failed = failed
-        self._done: torch.Event | None = None
-
-    def mark(self, device: torch.device) -> Self:
-        """Remember the place in the stream of ``device`` at which everything has arrived."""
-        if device.type == "cuda":
-            self._done = torch.cuda.current_stream(device).record_event()
-        return self
-
-    def read(self) -> StepOutput:
-        """Wait for the step and bring back what it computed; called once. Raises what ``launch`` raises."""
-        try:
-            if self._done is not None:
-                self._done.synchronize()
-            return self._read()
-        except PagedServeError:
-            raise
-        except Exception as error:
-            raise classify(error) from error
-
-    def _read(self) -> StepOutput:
-        prompt_logprobs = {
-            prompt.row: read_logprobs(prompt.next_ids, found, [prompt.num_top] * len(prompt.next_ids))
-            for prompt, found in self._prompts
-        }
-        if self._sampled is None:
-            return StepOutput(np.empty(0, np.int32), {}, prompt_logprobs, self._failed)
-        token_ids = self._sampled.token_ids.numpy().copy()
-        rows = np.flatnonzero(self._batch.sampled)
-        for at in np.flatnonzero(token_ids == _NOT_A_NUMBER).tolist():
-            token_ids[at] = 0
-            self._failed[int(rows[at])] = StepFailedError("the model's scores for the next token are not numbers (NaN)")
-        if self._batch.lockstep:
-            for at, error in self._sampling.advance(self._batch.slots[rows], token_ids).items():
-                self._failed.setdefault(int(rows[at]), error)
-        return StepOutput(token_ids, self._sampled.read_logprobs(token_ids), prompt_logprobs, self._failed)
+Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Token ids [S] int64 for logits [S, vocab] and ``Draws.numbers`` [6, S] float64, all on the device."""
 
 
 class ModelRunner:
     """Runs batches through one model on one device."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: InputBuilder, sampling: SamplingState, *, max_num_seqs: int
+        self, model: torch.nn.Module, inputs: InputBuilder, sampling: SamplingState, *, max_num_seqs: int
     ) -> None:
         self._model = model
         self._inputs = inputs
@@ -113,6 +43,10 @@ class ModelRunner:
         self._device = inputs.device
         self._prompt_lens = np.zeros(max_num_seqs, np.int32)
         """[max_num_seqs] prompt tokens of the request bound to each slot."""
+        self._graphs: DecodeGraphs[CapturedStep] | None = None
+        self._draw: Draw | None = None
+        self._draws = torch.zeros(Draws.NUM_PARTS, max_num_seqs, dtype=torch.float64, device=self._device)
+        """[6, max_num_seqs] what a captured step draws by."""
         self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=self._device)
         """[max_num_seqs + 1] the token that each slot sampled last; the last one is for rows that only pad."""
 
@@ -127,12 +61,20 @@ class ModelRunner:
 
     def _launch(self, batch: Batch) -> PendingStep:
         failed = self._bind(batch)
+        num_rows = self._captured_rows(batch)
+        prompts: list[tuple[PromptRow, TokenLogprobs]] = []
         with torch.inference_mode():
-            inputs = self._inputs.build(batch)
-            logits = self._forward(inputs)
-            sampled = self._sample(batch, inputs, logits) if inputs.num_sampled else None
-            prompts = [(row, _to_host(_score_prompt(row, logits))) for row in inputs.prompt_rows]
-        return PendingStep(batch, self._sampling, sampled=sampled, prompts=prompts, failed=failed).mark(self._device)
+            inputs = self._inputs.build(batch, num_rows=num_rows)
+            if num_rows is not None:
+                sampled: SampledRows | None = self._replay(batch, inputs, num_rows)
+            else:
+                logits = self._forward(inputs)
+                sampled = self._sample(batch, inputs, logits) if inputs.num_sampled else None
+                prompts = [(row, to_host(_score_prompt(row, logits))) for row in inputs.prompt_rows]
+        pending = PendingStep(
+            batch, self._sampling, sampled=sampled, prompts=prompts, failed=failed, replayed=num_rows is not None
+        )
+        return pending.mark(self._device)
 
     def _bind(self, batch: Batch) -> dict[int, Exception]:
         """Tell the sampler of the requests that came in; returns, by row, what is wrong with what they ask."""
@@ -150,6 +92,9 @@ class ModelRunner:
         """Logits [K, vocab] of the wanted tokens."""
         if inputs.carries:
             inputs.carry_over(self.last_tokens)
+        return self._call_model(inputs)
+
+    def _call_model(self, inputs: StepInputs) -> torch.Tensor:
         output = self._model(
             input_ids=inputs.token_ids,
             position_ids=inputs.positions,
@@ -165,13 +110,84 @@ class ModelRunner:
         slots = batch.slots[batch.sampled]
         positions = (batch.context_lens + batch.query_lens)[batch.sampled]
         tensors = self._sampling.prepare(slots, positions, positions - self._prompt_lens[slots])
-        sampled = choose(logits[: inputs.num_sampled], tensors, inputs.sampled_slots, last_tokens=self.last_tokens)
+        rows = len(slots)
+        sampled = choose(logits[:rows], tensors, inputs.sampled_slots[:rows], last_tokens=self.last_tokens)
         self._sampling.record(slots, sampled.token_ids)
         return SampledRows(
             token_ids=sampled.marked.to("cpu", non_blocking=True),
-            logprobs=None if sampled.logprobs is None else _to_host(sampled.logprobs),
+            logprobs=None if sampled.logprobs is None else to_host(sampled.logprobs),
             reported=self._sampling.reported(slots),
         )
+
+    # --- captured steps ---------------------------------------------------------------------------------------------
+
+    @property
+    def graphs(self) -> DecodeGraphs[CapturedStep] | None:
+        """The captured steps; None where every step is launched kernel by kernel."""
+        return self._graphs
+
+    def capture(
+        self,
+        recorder: Recorder,
+        sizes: Sequence[int],
+        *,
+        draw: Draw | None,
+        each: Callable[[Iterable[GraphKey]], Iterable[GraphKey]] = iter,
+    ) -> None:
+        """Capture steps of so many decoding rows, before any request runs; leaves none where that can't be done.
+
+        Without ``draw`` only greedy rows are sampled inside. ``each`` may show progress.
+        """
+        self._draw = draw
+        graphs = DecodeGraphs(recorder, self._prepare)
+        if graphs.capture(sizes, tuple(Choosing) if draw is not None else (Choosing.GREEDY,), each=each):
+            self._graphs = graphs
+
+    def release_graphs(self) -> None:
+        """Forget the captured steps; every step is launched kernel by kernel again."""
+        self._graphs = None
+
+    def _prepare(self, key: GraphKey) -> Callable[[], CapturedStep]:
+        """A step of rows that see nothing, where those to come will lie; running it is what is captured."""
+        inputs = self._inputs.build(
+            dataclasses.replace(_empty_batch(1, 1, self._inputs), num_decodes=1), num_rows=key.num_rows
+        )
+        draws = self._draws[:, : key.num_rows]
+
+        @torch.inference_mode()
+        def run() -> CapturedStep:
+            inputs.carry_over(self.last_tokens)
+            logits = self._call_model(inputs)
+            if key.choosing is Choosing.DRAWN and self._draw is not None:
+                token_ids = self._draw(logits, draws)
+            else:
+                token_ids = logits.argmax(-1)
+            marked = keep(logits, token_ids, inputs.sampled_slots, last_tokens=self.last_tokens)
+            return CapturedStep(logits, token_ids, marked)
+
+        return run
+
+    def _captured_rows(self, batch: Batch) -> int | None:
+        """How many rows the captured step for ``batch`` has; None where there is none."""
+        if self._graphs is None or batch.num_decodes < len(batch.slots):
+            return None
+        return self._graphs.size_for(len(batch.slots))
+
+    def _replay(self, batch: Batch, inputs: StepInputs, num_rows: int) -> SampledRows:
+        """Replay the step, and sample once more outside where rows ask for what it doesn't do."""
+        assert self._graphs is not None
+        rows, positions = len(batch.slots), batch.context_lens + batch.query_lens
+        draws = self._sampling.draws(batch.slots, positions)
+        inside = draws is not None and (draws.greedy or self._draw is not None)
+        choosing = Choosing.DRAWN if inside and draws is not None and not draws.greedy else Choosing.GREEDY
+        if choosing is Choosing.DRAWN and draws is not None:
+            self._draws[:, :rows].copy_(self._inputs.put(draws.numbers))
+        step = self._graphs.replay(GraphKey(num_rows, choosing))
+        if not inside:
+            return self._sample(batch, inputs, step.logits)
+        self._sampling.record(batch.slots, step.token_ids[:rows])
+        token_ids = step.marked[:rows].to("cpu", non_blocking=True)
+        return SampledRows(token_ids, logprobs=None, reported=self._sampling.reported(batch.slots))
 
     def warm_up(self, num_tokens: int, num_seqs: int) -> float:
         """Run a step of ``num_tokens`` query tokens in up to ``num_seqs`` rows on the null block; returns seconds.
@@ -187,49 +203,48 @@ class ModelRunner:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturedStep:
+    """What a captured step of S rows leaves behind, until the next one is replayed."""
+
+    logits: torch.Tensor
+    """[S, vocab]"""
+    token_ids: torch.Tensor
+    """[S] int64."""
+    marked: torch.Tensor
+    """[S] int32: the same, with NOT_A_NUMBER where the scores are NaN."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """Tokens that were chosen, on the device."""
 
     token_ids: torch.Tensor
     """[S] int64."""
     marked: torch.Tensor
-    """[S] int32: the same, with _NOT_A_NUMBER where the scores are NaN."""
+    """[S] int32: the same, with NOT_A_NUMBER where the scores are NaN."""
     logprobs: TokenLogprobs | None
 
 
 def choose(logits: torch.Tensor, tensors: SamplingTensors, slots: torch.Tensor, *, last_tokens: torch.Tensor) -> Choice:
     """Sample each row of ``logits`` [S, vocab] and leave the tokens in ``last_tokens`` at ``slots`` [S] (int64)."""
     sampled = sample(logits, tensors)
-    last_tokens.index_copy_(0, slots, sampled.token_ids)
-    # A row of which any score is NaN has NaN for its likeliest token.
-    chosen = logits.gather(1, sampled.token_ids.unsqueeze(1)).squeeze(1)
-    marked = sampled.token_ids.masked_fill(chosen.isnan(), _NOT_A_NUMBER).to(torch.int32)
+    marked = keep(logits, sampled.token_ids, slots, last_tokens=last_tokens)
     return Choice(sampled.token_ids, marked, sampled.logprobs)
 
 
-def classify(error: Exception) -> Exception:
-    """What an error of the device means: memory that a smaller step may spare, a broken device, or just this step."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return OutOfDeviceMemoryError(text.splitlines()[0] if text else "out of memory")
-    accelerator_error = getattr(torch, "AcceleratorError", None)
-    if (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in text:
-        return DeviceFailedError(f"the device failed: {text.splitlines()[0]}")
-    return error
+def keep(
+    logits: torch.Tensor, token_ids: torch.Tensor, slots: torch.Tensor, *, last_tokens: torch.Tensor
+) -> torch.Tensor:
+    """Leave ``token_ids`` [S] in ``last_tokens`` at ``slots``; returns them [S] int32, marked where scores are NaN."""
+    last_tokens.index_copy_(0, slots, token_ids)
+    # A row of which any score is NaN has NaN for its likeliest token.
+    chosen = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    return token_ids.masked_fill(chosen.isnan(), NOT_A_NUMBER).to(torch.int32)
 
 
 def _score_prompt(row: PromptRow, logits: torch.Tensor) -> TokenLogprobs:
     own = logits[row.first_logit : row.first_logit + len(row.next_ids)]
     return token_logprobs(own, row.targets, row.num_top)
-
-
-def _to_host(logprobs: TokenLogprobs) -> TokenLogprobs:
-    """Copies in pinned memory, queued without waiting."""
-    return TokenLogprobs(
-        *(getattr(logprobs, part.name).to("cpu", non_blocking=True) for part in dataclasses.fields(TokenLogprobs))
-    )
 
 
 def _empty_batch(num_tokens: int, num_rows: int, inputs: InputBuilder) -> Batch:

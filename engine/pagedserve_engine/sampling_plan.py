@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,28 @@ class Reported:
         """Those of the S rows of ``table``."""
         rows = np.flatnonzero(table["num_top"] != NONE)
         return cls(rows, table["num_top"][rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What S rows ask of sampling where none has a grammar, a bias, a penalty, a minimum or log probabilities.
+
+    One array, so that one copy takes it to the device: every number that is put in is one in float64 as well.
+    """
+
+    numbers: npt.NDArray[np.float64]
+    """[6, S] inverse temperature, top_k, top_p, min_p, 1 where greedy, and the random number."""
+    greedy: bool
+    """Whether every row is."""
+
+    NUM_PARTS: ClassVar[int] = 6
+
+    @classmethod
+    def of(cls, table: Table, uniform: npt.NDArray[np.float64]) -> Self:
+        """Those of the S rows of ``table``, with the random numbers ``uniform`` [S]."""
+        names = ("inverse_temperature", "top_k", "top_p", "min_p", "greedy")
+        numbers = np.stack([*(table[name].astype(np.float64) for name in names), uniform])
+        return cls(numbers, bool(table["greedy"].all()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pagedserve_engine.grammar import GrammarCompiler, GrammarMatcher
 from pagedserve_engine.request import RequestState, SamplingParams, TokenLogprob
 from pagedserve_engine.sampling import BANNED, Allowed, Entries, SamplingTensors, TokenLogprobs
 from pagedserve_engine.sampling_counts import TokenCounts
-from pagedserve_engine.sampling_plan import NONE, SLOT, Bias, Plan, Reported, build_plan
+from pagedserve_engine.sampling_plan import NONE, SLOT, Bias, Draws, Plan, Reported, build_plan
 from pagedserve_engine.staging import Staging
 
 GREEDY_BELOW = 1e-5
@@ -74,7 +74,6 @@ class SamplingState:
         self.unbind(slot)
         params = request.params
         greedy = params.temperature < GREEDY_BELOW
-        penalised = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0)
         self._slots[slot] = (
             1.0 if greedy else 1.0 / params.temperature,
             greedy,
@@ -87,7 +86,7 @@ class SamplingState:
             request.seed & (2**64 - 1),
             params.min_tokens,
             NONE if params.logprobs is None else params.logprobs,
-            self._counts.take(request.prompt_ids, request.output_ids) if penalised else NONE,
+            self._counts.take(request.prompt_ids, request.output_ids) if params.penalised else NONE,
         )
         if params.min_tokens:
             self._ends[slot] = self._read_ends(params)
@@ -123,6 +122,15 @@ class SamplingState:
             changes["bans"] = self._ban_ends(slots, num_generated < plan.min_tokens)
         self._staging.flush()
         return dataclasses.replace(plan.tensors, **changes)  # type: ignore[arg-type]
+
+    def draws(self, slots: Int32Array, positions: Int32Array) -> Draws | None:
+        """All that a step that samples ``slots`` [S] at ``positions`` [S] asks for, if no row asks for more."""
+        plan = self._plan_for(slots)
+        tensors = plan.tensors
+        more = (tensors.bias, tensors.penalties, tensors.logprobs, plan.min_tokens)
+        if plan.grammar_rows or any(part is not None for part in more):
+            return None
+        return Draws.of(self._slots[slots], uniform_numbers(self._slots["seed"][slots], positions))
 
     def record(self, slots: Int32Array, token_ids: Tensor) -> None:
         """Count the tokens [S] that ``slots`` [S] get, where they are: on the device."""

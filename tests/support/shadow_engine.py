@@ -149,6 +149,7 @@ def shadow_core(**options: Any) -> tuple[Core, ShadowRunner, SteppedRunner]:
     num_blocks = scheduler.cache.num_total + 1
     core = Core(
         processor=processor,
+        runner=runner,  # type: ignore[arg-type]
         name="shadow",
         spec=_spec(scheduler.max_model_len),
         tokenizer=Letters(),  # type: ignore[arg-type]

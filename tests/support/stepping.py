@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from models import reference_generate, reference_logits
 from pagedserve_engine.assembly import build_core
 from pagedserve_engine.config import EngineConfig
+from pagedserve_engine.graphs import Recorder
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
 
 NEAR_TIE = 1e-3
@@ -20,10 +21,12 @@ NEAR_TIE = 1e-3
 
 
 class SteppedEngine:
-    def __init__(self, folder: Path, *, steps_in_flight: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, *, steps_in_flight: int | None = None, recorder: Recorder | None = None, **settings: Any
+    ) -> None:
         defaults = {"device": "cpu", "dtype": "float32", "num_threads": 2, "max_num_seqs": 8, "num_blocks": 64}
         config = EngineConfig(model=str(folder), **{**defaults, "block_size": 8, **settings})
-        self.core = build_core(config, steps_in_flight=steps_in_flight)
+        self.core = build_core(config, steps_in_flight=steps_in_flight, recorder=recorder)
         self.processor = self.core.processor
         self.scheduler = self.processor.scheduler
         self.requests: dict[str, RequestState] = {}

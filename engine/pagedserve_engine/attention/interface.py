@@ -94,6 +94,10 @@ class AttentionBackend(Protocol):
     def reads_whole_blocks(self) -> bool:
         """Whether pages that a row never wrote enter its sums, masked, so that they must hold numbers."""
 
+    @property
+    def plans_on_device(self) -> bool:
+        """Whether a step of decoding rows is planned from the device's tensors alone, so that it can be captured."""
+
     def plan_group(self, inputs: GroupInputs) -> GroupStep:
         """What all layers of the group share in this step."""
 

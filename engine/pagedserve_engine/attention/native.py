@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from pagedserve_engine.attention.interface import GroupInputs, LayerCall
@@ -52,6 +51,7 @@ class NativeBackend:
 
     name = "native"
     reads_whole_blocks = False
+    plans_on_device = True
 
     def __init__(self, library: Library, variant: str | None = None) -> None:
         self._library = library
@@ -59,12 +59,12 @@ class NativeBackend:
 
     def plan_group(self, inputs: GroupInputs) -> NativeGroupStep:
         """Point at the step's tables: the kernels cut it into tasks themselves."""
-        table = torch.from_numpy(np.ascontiguousarray(inputs.block_table, np.int32))
+        table = inputs.device_table
         call = AttentionCall(
             table=table.data_ptr(),
             query_starts=inputs.query_starts.data_ptr(),
             seq_lens=inputs.seq_lens.data_ptr(),
-            table_stride=table.shape[1],
+            table_stride=table.stride(0),
             rows=table.shape[0],
             block_size=inputs.block_size,
             window=inputs.window or 0,

@@ -71,6 +71,7 @@ class ReferenceBackend:
     """Attention in plain torch on any device."""
 
     name = "reference"
+    plans_on_device = False
     reads_whole_blocks = True
 
     def plan_group(self, inputs: GroupInputs) -> ReferenceGroupStep:

@@ -1,0 +1,139 @@
+"""What a model, a step and its captured graphs take of a device's memory: measured on a GPU, bounded on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pagedserve_engine.building import build_runner, draw_for, wants_graphs
+from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.cache.tensors import CacheTensors, choose_cache_dtype
+from pagedserve_engine.config import EngineConfig
+from pagedserve_engine.graphs import CudaRecorder, graph_sizes
+from pagedserve_engine.memory import Memory, MemoryInputs, MemoryPlan, estimate_memory, plan_memory
+from pagedserve_engine.model.loader import LoadedModel
+from pagedserve_engine.model.spec import ModelSpec
+from pagedserve_engine.runner import ModelRunner
+from pagedserve_engine.scheduler.budget import PROMPT_LOGITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes that steps take."""
+
+    activation_fixed: int
+    """Of the most that a step takes at once, the part that doesn't grow with its query tokens."""
+    activation_bytes_per_token: float
+    """The part that does."""
+    static_buffers: int = 0
+    graphs: int = 0
+
+
+def plan_core(
+    config: EngineConfig, loaded: LoadedModel, device: torch.device, *, before: Memory
+) -> tuple[MemoryPlan, CacheLayout, torch.dtype]:
+    """The memory plan for a loaded model, its cache layout and the cache's dtype. ``before``: free before loading."""
+    spec = loaded.spec
+    cache_dtype = choose_cache_dtype(config.kv_cache_dtype, loaded.dtype)
+    layout = CacheLayout.build(
+        spec.layer_types,
+        window=spec.sliding_window,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        block_size=config.block_size,
+        dtype_bytes=cache_dtype.itemsize,
+    )
+    if device.type == "cuda":
+        found = measure_footprint(config, loaded, layout, CacheTensors(layout, 1, cache_dtype, device))
+    else:
+        found = estimate_footprint(spec, config.max_num_seqs)
+    inputs = MemoryInputs(
+        total=before.total,
+        free=before.free,
+        max_memory_percent=config.max_memory_percent,
+        weights=loaded.weights_bytes,
+        activation_bytes_per_token=found.activation_bytes_per_token,
+        activation_fixed=found.activation_fixed,
+        static_buffers=found.static_buffers,
+        graphs=found.graphs,
+        layout=layout,
+        num_blocks=config.num_blocks,
+        max_batch_tokens=config.max_batch_tokens,
+        max_model_len=config.max_model_len,
+        model_max_len=spec.max_position_embeddings,
+        max_num_seqs=config.max_num_seqs,
+        device_type=device.type,
+    )
+    return plan_memory(inputs), layout, cache_dtype
+
+
+def estimate_footprint(spec: ModelSpec, max_num_seqs: int) -> Footprint:
+    """Of steps on a CPU, in float32: an upper bound read off the forward pass.
+
+    Fixed: logits of every row in three copies while sampling, and one row's keys and values gathered. By token: the
+    residual stream and its norms, queries, keys and values, both halves of the gated product.
+    """
+    logits = 3 * (max_num_seqs + PROMPT_LOGITS) * spec.vocab_size
+    gathered = 4 * spec.num_kv_heads * spec.head_dim * spec.max_position_embeddings
+    stream = 8 * spec.hidden_size + 3 * spec.head_dim * (spec.num_heads + 2 * spec.num_kv_heads)
+    return Footprint(
+        activation_fixed=4 * (logits + gathered), activation_bytes_per_token=4.0 * (stream + 4 * spec.intermediate_size)
+    )
+
+
+def measure_footprint(config: EngineConfig, loaded: LoadedModel, layout: CacheLayout, cache: CacheTensors) -> Footprint:
+    """Of steps on a CUDA device: the peaks of two worst-case steps over the smallest ``cache``, and a few captures."""
+    device = cache.keys[0].device
+    large = 2048 if config.max_batch_tokens == "auto" else config.max_batch_tokens
+    longest = loaded.spec.max_position_embeddings if config.max_model_len == "auto" else config.max_model_len
+    resting = torch.cuda.memory_allocated(device)
+    runner = build_runner(config, loaded, cache, layout=layout, max_batch_tokens=large, max_model_len=longest)
+    static_buffers = torch.cuda.memory_allocated(device) - resting
+    small = max(1, large // 2)
+    peaks = [_peak(runner, tokens, config.max_num_seqs, device) for tokens in (small, large)]
+    per_token = max(0.0, (peaks[1] - peaks[0]) / max(1, large - small))
+    return Footprint(
+        activation_fixed=max(0, int(peaks[1] - per_token * large)),
+        activation_bytes_per_token=per_token,
+        static_buffers=static_buffers,
+        graphs=measure_graphs(config, runner, device),
+    )
+
+
+def _peak(runner: ModelRunner, tokens: int, max_num_seqs: int, device: torch.device) -> int:
+    """Bytes that a step of ``tokens`` query tokens takes at once."""
+    # The first run is for what libraries and compilers keep.
+    runner.warm_up(tokens, max_num_seqs)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    resting = torch.cuda.memory_allocated(device)
+    runner.warm_up(tokens, max_num_seqs)
+    return torch.cuda.max_memory_allocated(device) - resting
+
+
+def measure_graphs(config: EngineConfig, runner: ModelRunner, device: torch.device) -> int:
+    """Bytes that all captured steps will take: the largest, and for each of the others what the second adds to it."""
+    if not wants_graphs(config, device):
+        return 0
+    sizes = graph_sizes(config.max_num_seqs)
+    taken: list[int] = []
+    for measured in (sizes[-1:], sizes[-2:]):
+        runner.capture(CudaRecorder(device), measured, draw=draw_for(device))
+        if runner.graphs is None:
+            return 0
+        taken.append(runner.graphs.num_bytes)
+        runner.release_graphs()
+    first, both = taken
+    return first + max(0, both - first) * (len(sizes) - 1)
+
+
+def formula_bytes(plan: MemoryPlan, spec: ModelSpec, layout: CacheLayout) -> int:
+    """What transformers' formula gives for cache and step, to stand beside the plan."""
+    return estimate_memory(
+        layout,
+        cache_tokens=plan.num_blocks * plan.block_size,
+        batch_tokens=plan.max_batch_tokens,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+    )
