@@ -34,10 +34,10 @@ test-gpu: ## the tests that need a CUDA device
 	$(GPU_RUN) -m pytest -m gpu -W default $$(grep -lrE "mark\.gpu|triton_device" --include="test_*.py" tests/engine)
 
 bench: ## figures beside peers on a CPU: table, bars, plots
-	$(RUN) --group test --group bench python -m benchmarks
+	$(RUN) --group test --group bench python -m benchmarks $(BENCH_ARGS)
 
 bench-gpu: ## the engine on a GPU against the card's limits and its peer, in eight minutes
-	$(GPU_RUN) -m benchmarks.gpu
+	$(GPU_RUN) -m benchmarks.gpu $(BENCH_ARGS)
 
 bench-operator: control-plane ## a thousand InferenceServices at once, then ten minutes of nothing
 	$(RUN) --group test --group bench python -m benchmarks.operator_scale
