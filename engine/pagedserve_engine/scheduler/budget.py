@@ -22,6 +22,8 @@ class StepPlan:
     """Slots that compute their one outstanding token."""
     chunks: list[tuple[int, int]] = field(default_factory=list)
     """(slot, tokens) of prefill chunks."""
+    drafts: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
+    """By slot among ``decodes``, the tokens guessed to follow."""
     admitted: set[int] = field(default_factory=set)
     """Slots that were given away in this step."""
     prompt_logits_left: int = PROMPT_LOGITS
@@ -42,6 +44,17 @@ class StepPlan:
         self.chunks.append((slot, tokens))
         self.planned[slot] = True
         self.tokens_left -= tokens
+
+    def take_draft(self, slot: int, draft: npt.NDArray[np.int32]) -> None:
+        """Run ``draft`` behind the token of ``slot``."""
+        self.drafts[slot] = draft
+        self.tokens_left -= len(draft)
+
+    @property
+    def rows_left(self) -> int:
+        """Rows that a step may still have: as many as there are slots, whatever they are for."""
+        drafted = sum(len(draft) for draft in self.drafts.values())
+        return self.max_num_seqs - len(self.decodes) - len(self.chunks) - drafted
 
     @property
     def empty(self) -> bool:

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from pagedserve_engine.batch import Batch
 from pagedserve_engine.request import RequestState
+from pagedserve_engine.scheduler.assembling import build_batch
 from pagedserve_engine.scheduler.budget import BlockReserve, StepPlan
 from pagedserve_engine.scheduler.policies import POLICIES, Phase
 from pagedserve_engine.scheduler.queues import Queues
+from pagedserve_engine.speculation import NgramDrafter
 
 
 class Planner:
-    """Fills a step, phase by phase in the order of ``policy``; ``reserve`` is kept from requests that are new."""
+    """Fills a step, phase by phase in the order of ``policy``; ``reserve`` is kept from requests that are new.
 
-    def __init__(self, queues: Queues, *, policy: str, reserve: BlockReserve, clock: Callable[[], float]) -> None:
+    What they leave of the step goes to drafts, if there is a ``drafter``.
+    """
+
+    def __init__(
+        self,
+        queues: Queues,
+        *,
+        policy: str,
+        reserve: BlockReserve,
+        drafter: NgramDrafter | None,
+        clock: Callable[[], float],
+    ) -> None:
         self._queues = queues
         self._cache = queues.cache
         self._table = queues.table
         self._block_size = queues.cache.layout.block_size
         self._reserve = reserve
+        self._drafter = drafter
         self._clock = clock
         self._queue_waits: list[float] = []
         phases: Mapping[Phase, Callable[[StepPlan], None]] = {
@@ -41,7 +53,9 @@ class Planner:
         plan = StepPlan(max_batch_tokens, self._table.max_num_seqs)
         for phase in self._phases:
             phase(plan)
-        return None if plan.empty else self._build_batch(plan)
+        if self._drafter is not None and len(plan.decodes):
+            self._plan_drafts(plan, self._drafter)
+        return None if plan.empty else build_batch(plan, self._table, self._cache)
 
     def take_queue_waits(self) -> list[float]:
         """Seconds that the requests scheduled for the first time since the last call had waited."""
@@ -133,12 +147,41 @@ class Planner:
         )
         return self._reserve.admits(free=self._cache.num_free, needed=needed)
 
+    def _plan_drafts(self, plan: StepPlan, drafter: NgramDrafter) -> None:
+        """Guess what follows the decoding rows, with rows and tokens that are left over and blocks that nobody misses.
+
+        A row whose last token is in flight has nothing to look up.
+        """
+        table = self._table
+        left = min(plan.rows_left, plan.tokens_left)
+        able = plan.decodes[table.draftable[plan.decodes] & (table.unread[plan.decodes] == 0)]
+        for slot in able.tolist():
+            known = int(table.known[slot])
+            # The step brings one token more than it accepts.
+            most = min(left, int(table.limit[slot]) - known - 1)
+            if most <= 0:
+                continue
+            draft = drafter.draft(table.tokens[slot, :known], most=most)
+            draft = draft[: self._spare_room(slot, known + len(draft)) - known]
+            if len(draft):
+                plan.take_draft(slot, draft)
+                left -= len(draft)
+
     # --- blocks -----------------------------------------------------------------------------------------------------
 
     def _grow_or_preempt(self, slot: int, tokens: int, plan: StepPlan) -> None:
         """Hold ``tokens`` tokens in ``slot``, or give the slot up where only older ones could make room."""
         if not self._grow_or_evict_younger(slot, tokens, plan):
             self._queues.preempt(slot)
+
+    def _spare_room(self, slot: int, tokens: int) -> int:
+        """Tokens that ``slot`` can hold, having grown up to ``tokens`` if that leaves the reserve alone."""
+        lacking = -(-tokens // self._block_size) - int(self._cache.capacity[slot]) // self._block_size
+        if lacking > 0 and self._reserve.admits(
+            free=self._cache.num_free, needed=lacking * len(self._cache.block_tables)
+        ):
+            self._cache.grow(slot, tokens)
+        return int(self._cache.capacity[slot])
 
     def _grow_or_evict_younger(self, slot: int, tokens: int, plan: StepPlan) -> bool:
         while not self._cache.grow(slot, tokens):
@@ -148,35 +191,3 @@ class Planner:
                 return False
             self._queues.preempt(int(youngest))
         return True
-
-    # --- the step ---------------------------------------------------------------------------------------------------
-
-    def _build_batch(self, plan: StepPlan) -> Batch:
-        table = self._table
-        chunk_slots = np.array([slot for slot, _ in plan.chunks], np.int32)
-        slots = np.concatenate([plan.decodes, chunk_slots])
-        query_lens = np.ones(len(slots), np.int32)
-        query_lens[len(plan.decodes) :] = [tokens for _, tokens in plan.chunks]
-        context_lens = table.computed[slots]
-        ends = context_lens + query_lens
-        carried = table.unread[slots] > 0
-        pieces = [table.tokens[slot, table.computed[slot] : table.computed[slot] + n] for slot, n in plan.chunks]
-        decoded = np.where(carried[: len(plan.decodes)], np.int32(0), table.last_token[plan.decodes])
-        sampled = ends == table.known[slots]
-        num_columns = -(int(ends.max()) // -self._block_size)
-        return Batch(
-            requests=[table.request(slot) for slot in slots.tolist()],
-            slots=slots,
-            stays=table.stays[slots],
-            query_lens=query_lens,
-            context_lens=context_lens,
-            token_ids=np.concatenate([decoded, *pieces]),
-            carried=carried,
-            sampled=sampled,
-            block_tables=tuple(blocks[slots, :num_columns] for blocks in self._cache.block_tables),
-            num_decodes=len(plan.decodes),
-            admitted=tuple(i for i, slot in enumerate(slots.tolist()) if slot in plan.admitted)
-            if plan.admitted
-            else (),
-            lockstep=bool((table.lockstep[slots] & sampled).any()),
-        )

@@ -25,6 +25,7 @@ from pagedserve_engine.scheduler.budget import BlockReserve
 from pagedserve_engine.scheduler.planner import Planner
 from pagedserve_engine.scheduler.queues import Queues
 from pagedserve_engine.scheduler.table import SequenceTable, SlotArray
+from pagedserve_engine.speculation import NgramDrafter, accepted
 
 
 class Scheduler:
@@ -40,6 +41,7 @@ class Scheduler:
         max_model_len: int,
         safety_margin: float,
         eos_token_ids: Sequence[int],
+        drafter: NgramDrafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache
@@ -49,7 +51,11 @@ class Scheduler:
         self._table = SequenceTable(max_num_seqs, max_model_len=max_model_len, eos_token_ids=eos_token_ids)
         self._queues = Queues(cache, self._table)
         reserve = BlockReserve.of(cache.num_total, safety_margin=safety_margin)
-        self._planner = Planner(self._queues, policy=policy, reserve=reserve, clock=clock)
+        self._planner = Planner(self._queues, policy=policy, reserve=reserve, drafter=drafter, clock=clock)
+        self.num_drafted = 0
+        """Drafted tokens that steps computed and that were read, since the start."""
+        self.num_accepted = 0
+        """Those of them that requests got."""
 
     # --- the queues -------------------------------------------------------------------------------------------------
 
@@ -133,11 +139,21 @@ class Scheduler:
         for row, entries in output.prompt_logprobs.items():
             batch.requests[row].prompt_logprobs.extend(entries)
         rows = np.flatnonzero(batch.sampled)
+        places = np.arange(len(rows))
+        kept = np.ones(len(batch.requests), np.bool_)
+        if len(batch.depths):
+            kept[: batch.num_decodes] = accepted(batch, output)
+            due = np.append(batch.depths, np.zeros(len(rows) - batch.num_decodes, np.int32)) == 0
+            rows, places = rows[due], places[due]
         here = live[rows]
-        outputs = self._read(batch, output, rows[here], np.flatnonzero(here))
+        outputs = self._read(batch, output, rows[here], places[here])
         if not here.all():
-            outputs += self._read_waiting(batch, output, rows[~here], np.flatnonzero(~here))
+            outputs += self._read_waiting(batch, output, rows[~here], places[~here])
+        if len(batch.depths):
+            self._read_drafts(batch, output, kept, outputs)
         for row, error in output.failed.items():
+            if not kept[row]:
+                continue
             if live[row]:
                 # Whatever went wrong may stand in its blocks: those who ask the same again must not find them.
                 self.cache.discard(int(batch.slots[row]), 0)
@@ -179,15 +195,17 @@ class Scheduler:
         """News of ``rows`` whose requests run; ``at`` are their places among the sampled ones."""
         token_ids = output.token_ids[at]
         stops, full = self._table.read(batch.slots[rows], token_ids)
+        over = (stops | full).tolist()
+        requests, failed, logprobs = batch.requests, output.failed, output.logprobs
         outputs: list[GenerationOutput] = []
-        columns = (rows, at, token_ids, stops, stops | full)
-        for row, place, token, stopped, over in zip(*(column.tolist() for column in columns), strict=True):
-            if row in output.failed:
+        for index, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
+            if failed and row in failed:
                 continue
-            news = self._news(batch.requests[row], token, output.logprobs.get(place))
+            request = requests[row]
+            news = self._news(request, token, logprobs.get(int(at[index])) if logprobs else None)
             outputs.append(news)
-            if over:
-                self._end(news, batch.requests[row], stopped=stopped)
+            if over[index]:
+                self._end(news, request, stopped=bool(stops[index]))
         return outputs
 
     def _read_waiting(

@@ -9,6 +9,7 @@ last ``unread`` have no value on the host yet; ``read`` fills them in, the oldes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class SequenceTable:
         """Goes up by one whenever a slot is left, so that a slot and its stay name one residence of one request."""
         self.lockstep = np.zeros(max_num_seqs, np.bool_)
         """Requests whose next token can't be chosen before the host knows the one before."""
+        self.draftable = np.zeros(max_num_seqs, np.bool_)
+        """Requests of which a position may be sampled before the one before it is read: no penalties, no grammar."""
         self._arrival = np.zeros(max_num_seqs, np.float64)
         self._ends_at_eos = np.zeros(max_num_seqs, np.bool_)
         self._has_stop_ids = np.zeros(max_num_seqs, np.bool_)
@@ -72,6 +75,7 @@ class SequenceTable:
         self.last_token[slot] = tokens[-1]
         self.limit[slot] = len(request.prompt_ids) + request.max_tokens
         self.lockstep[slot] = params.grammar is not None
+        self.draftable[slot] = params.grammar is None and not params.penalised
         self._arrival[slot] = request.arrival_time
         self._ends_at_eos[slot] = not params.ignore_eos
         self._has_stop_ids[slot] = bool(params.stop_token_ids)
@@ -93,6 +97,12 @@ class SequenceTable:
         assert request is not None, f"slot {slot} is free"
         return request
 
+    def requests_in(self, slots: list[int]) -> list[RequestState]:
+        """The requests in ``slots``, which are in use."""
+        found = [self.requests[slot] for slot in slots]
+        assert None not in found, "a slot is free"
+        return cast(list[RequestState], found)
+
     def __iter__(self) -> Iterator[RequestState]:
         return (self.request(slot) for slot in self._running.tolist())
 
@@ -101,7 +111,10 @@ class SequenceTable:
         return self.known[slots] - self.computed[slots]
 
     def launch(self, slots: SlotArray, query_lens: SlotArray, sampled: npt.NDArray[np.bool_]) -> None:
-        """Count ``query_lens`` tokens of each slot as computed, and one more as known where it is ``sampled``."""
+        """Count ``query_lens`` tokens of each slot as computed, and one more as known where it is ``sampled``.
+
+        A slot that stands there again, for drafts, counts once: what they bring is not known before they are read.
+        """
         self.computed[slots] += query_lens
         self.known[slots] += sampled
         self.unread[slots] += sampled
@@ -112,9 +125,7 @@ class SequenceTable:
         self.tokens[slots, places] = token_ids
         self.unread[slots] -= 1
         self.last_token[slots] = token_ids
-        stops = (
-            np.isin(token_ids, self._eos) & self._ends_at_eos[slots] if len(self._eos) else np.zeros(len(slots), bool)
-        )
+        stops = (token_ids[:, None] == self._eos).any(1) & self._ends_at_eos[slots]
         for at in np.flatnonzero(self._has_stop_ids[slots]).tolist():
             if int(token_ids[at]) in self.request(int(slots[at])).params.stop_token_ids:
                 stops[at] = True
