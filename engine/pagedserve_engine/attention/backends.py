@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
+from pagedserve_engine.attention import probe
 from pagedserve_engine.attention.interface import AttentionBackend
 from pagedserve_engine.attention.native import NativeBackend
 from pagedserve_engine.attention.reference import ReferenceBackend
@@ -19,7 +22,7 @@ logger = logging.getLogger(__name__)
 def choose_backend(setting: str, device: str = "cpu") -> AttentionBackend:
     """The backend that ATTENTION names, on ``device``; raises ConfigError for one that is not there."""
     if setting == "triton" or (setting == "auto" and device.startswith("cuda")):
-        return _triton(device)
+        return _triton(device, preferred=setting == "auto")
     if setting == "native" or (setting == "auto" and device == "cpu"):
         return _native(device, preferred=setting == "auto")
     if setting in ("auto", ReferenceBackend.name):
@@ -39,10 +42,19 @@ def _native(device: str, *, preferred: bool) -> AttentionBackend:
         return ReferenceBackend()
 
 
-def _triton(device: str) -> AttentionBackend:
+def _triton(device: str, *, preferred: bool) -> AttentionBackend:
     if not device.startswith("cuda"):
         raise ConfigError("ATTENTION is 'triton', whose kernels need CUDA: give auto or reference", param="attention")
-    # Builds of torch without CUDA come without Triton.
-    from pagedserve_engine.attention.triton import TritonBackend
+    capability = torch.cuda.get_device_capability(device)
+    candidates = probe.probe(capability)
+    chosen = probe.preferred(capability, candidates) if preferred else "triton"
+    if chosen == "triton" and candidates[0].obstacle is None:
+        # Builds of torch without CUDA come without Triton.
+        from pagedserve_engine.attention.triton import TritonBackend
 
-    return TritonBackend(device)
+        logger.info(probe.report(capability, candidates, chosen))
+        return TritonBackend(device)
+    if not preferred:
+        raise ConfigError(f"ATTENTION is {candidates[0]}: give auto or reference", param="attention")
+    logger.warning(probe.report(capability, candidates, ReferenceBackend.name))
+    return ReferenceBackend()

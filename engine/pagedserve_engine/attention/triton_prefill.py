@@ -84,8 +84,7 @@ def prefill_kernel(  # noqa: PLR0917
     stop = tl.minimum(least + QUERIES, seq_len)
     # Up to here every key is seen by every query; a window has such tiles too, but few.
     unmasked = start if WINDOWED else (least + 1) // N * N
-    peak = tl.full([M], float("-inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
+    peak, total = tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     for masked in tl.static_range(0, 2):
         if masked or not WINDOWED:

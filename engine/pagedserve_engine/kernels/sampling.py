@@ -178,8 +178,7 @@ def choice_kernel(  # noqa: PLR0917
         tl.store(token_ids + row, tl.where(token < VOCAB, token, 0).to(tl.int64))
         return
     scale = tl.load(inverse_temperature + row)
-    # Below every floor where there is no block.
-    weights = tl.where(block < BLOCKS, tl.exp((tops - peak) * scale), -1.0)
+    weights = tl.where(block < BLOCKS, tl.exp((tops - peak) * scale), -1.0)  # no block: below every floor
     block_sums = tl.load(sums + block, mask=block < BLOCKS, other=0.0)
     k, p, least = tl.load(top_k + row), tl.load(top_p + row).to(tl.float64), tl.load(min_p + row)
     floor = _floor(logits, blocks, weights, block_sums, peak, scale, k, p, least, VOCAB, PADDED)
