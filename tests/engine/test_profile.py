@@ -40,7 +40,7 @@ def test_the_command_prints_tables_and_keeps_a_timeline(folder: str, tmp_path: P
 def check_load(load: dict[str, Any]) -> None:
     """Every part of a step has its line, and the lines make up the step."""
     parts = {part["part"]: part["seconds"] for part in load["host"]}
-    expected = ("schedule", "build inputs", "launch", "products", "attention", "sampling", "wait", "commit")
+    expected = ("schedule", "build inputs", "launch", "products", "norms", "attention", "sampling", "wait")
     assert set(expected) <= set(parts)
     assert sum(parts.values()) == pytest.approx(load["recorded_seconds"], rel=0.05)
     assert load["recorded_steps"] == 4

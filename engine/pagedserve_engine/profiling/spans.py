@@ -14,6 +14,14 @@ from torch.profiler import record_function
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.profiling.timeline import SPAN_PREFIX
 
+_OPS = {
+    "linear": "products",
+    "add_rms_norm": "norms",
+    "rope_and_write": "rope and cache write",
+    "gated": "gates",
+}
+"""The fused decoder's operators, which may be kernels that the profiler sees nothing of."""
+
 
 def name_parts(processor: ContinuousBatchProcessor) -> None:
     """Open a span around each part of every step that ``processor`` takes from now on."""
@@ -25,6 +33,10 @@ def name_parts(processor: ContinuousBatchProcessor) -> None:
     _span(runner, "_sample", "sampling")
     _span(runner._inputs, "build", "build inputs")
     _span(runner._inputs._attention, "plan_group", "plan attention", returned=_name_attention)
+    # Only the fused decoder has operators of its own; other models' are told apart by their names.
+    ops: Any = getattr(runner._model, "_ops", None)
+    for method, name in _OPS.items() if ops is not None else ():
+        _span(ops, method, name)
 
 
 def _span(owner: Any, method: str, name: str, *, returned: Callable[[Any], Any] | None = None) -> None:
