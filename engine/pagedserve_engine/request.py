@@ -83,6 +83,11 @@ class SamplingParams:
         """Whether the likeliest token is taken."""
         return self.temperature == 0.0
 
+    @property
+    def penalised(self) -> bool:
+        """Whether a token's score depends on how often it came before."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
 
 class RequestStatus(Enum):
     """Where a request stands. WAITING may come again after RUNNING: preemption."""

@@ -27,6 +27,8 @@ from pagedserve_engine.scheduler.queues import Queues
 from pagedserve_engine.scheduler.table import SequenceTable, SlotArray
 from pagedserve_engine.speculation import NgramDrafter, accepted
 
+Rows = npt.NDArray[np.intp]
+
 
 class Scheduler:
     """Admits, splits, preempts and commits; see ``DESIGN`` section 3 for the rules of the two policies."""
@@ -138,21 +140,23 @@ class Scheduler:
         live = self._queues.live(batch)
         for row, entries in output.prompt_logprobs.items():
             batch.requests[row].prompt_logprobs.extend(entries)
+        counts = accepted(batch, output)
+        told: dict[str, GenerationOutput] = {}
         rows = np.flatnonzero(batch.sampled)
         places = np.arange(len(rows))
-        kept = np.ones(len(batch.requests), np.bool_)
         if len(batch.depths):
-            kept[: batch.num_decodes] = accepted(batch, output)
-            due = np.append(batch.depths, np.zeros(len(rows) - batch.num_decodes, np.int32)) == 0
-            rows, places = rows[due], places[due]
+            first = np.ones(len(rows), np.bool_)
+            first[: batch.num_decodes] = batch.depths == 0
+            rows, places = rows[first], places[first]
         here = live[rows]
-        outputs = self._read(batch, output, rows[here], places[here])
+        self._read(batch, output, rows[here], places[here], told)
         if not here.all():
-            outputs += self._read_waiting(batch, output, rows[~here], places[~here])
+            self._read_waiting(batch, output, rows[~here], places[~here], told)
         if len(batch.depths):
-            self._read_drafts(batch, output, kept, outputs)
+            self._read_drafts(batch, output, counts, told)
+        outputs = list(told.values())
         for row, error in output.failed.items():
-            if not kept[row]:
+            if not counts[row]:
                 continue
             if live[row]:
                 # Whatever went wrong may stand in its blocks: those who ask the same again must not find them.
@@ -172,7 +176,7 @@ class Scheduler:
 
         Unless ``context_holds``, what an earlier step should have written for them is forgotten too.
         """
-        slots = batch.slots[self._queues.live(batch)]
+        slots = np.unique(batch.slots[self._queues.live(batch)])
         self._forget_writes(batch, context_holds=context_holds)
         for slot in sorted(slots.tolist(), key=lambda slot: -self._table.request(slot).arrival_time):
             self._queues.preempt(slot)
@@ -189,49 +193,63 @@ class Scheduler:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(
-        self, batch: Batch, output: StepOutput, rows: npt.NDArray[np.intp], at: npt.NDArray[np.intp]
-    ) -> list[GenerationOutput]:
-        """News of ``rows`` whose requests run; ``at`` are their places among the sampled ones."""
+    def _read(self, batch: Batch, output: StepOutput, rows: Rows, at: Rows, told: dict[str, GenerationOutput]) -> None:
+        """Tell the news of ``rows`` whose requests run; ``at`` are their places among the sampled ones."""
         token_ids = output.token_ids[at]
         stops, full = self._table.read(batch.slots[rows], token_ids)
-        over = (stops | full).tolist()
-        requests, failed, logprobs = batch.requests, output.failed, output.logprobs
-        outputs: list[GenerationOutput] = []
-        for index, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
-            if failed and row in failed:
+        columns = (rows, at, token_ids, stops, stops | full)
+        for row, place, token, stopped, over in zip(*(column.tolist() for column in columns), strict=True):
+            if row in output.failed:
                 continue
-            request = requests[row]
-            news = self._news(request, token, logprobs.get(int(at[index])) if logprobs else None)
-            outputs.append(news)
-            if over[index]:
-                self._end(news, request, stopped=bool(stops[index]))
-        return outputs
+            news = self._tell(told, batch.requests[row], token, output.logprobs.get(place))
+            if over:
+                self._end(news, batch.requests[row], stopped=stopped)
 
     def _read_waiting(
-        self, batch: Batch, output: StepOutput, rows: npt.NDArray[np.intp], at: npt.NDArray[np.intp]
-    ) -> list[GenerationOutput]:
-        """News of ``rows`` whose requests have left their slots: those that were preempted get their token."""
-        outputs: list[GenerationOutput] = []
+        self, batch: Batch, output: StepOutput, rows: Rows, at: Rows, told: dict[str, GenerationOutput]
+    ) -> None:
+        """Tell the news of ``rows`` whose requests have left their slots: those that were preempted get their token."""
         for row, place in zip(rows.tolist(), at.tolist(), strict=True):
             request, token = batch.requests[row], int(output.token_ids[place])
             if request.finished or row in output.failed:
                 continue
-            news = self._news(request, token, output.logprobs.get(place))
-            outputs.append(news)
+            news = self._tell(told, request, token, output.logprobs.get(place))
             stopped = self._table.stops_at(request, token)
             if stopped or len(request.output_ids) >= request.max_tokens:
                 self._end(news, request, stopped=stopped)
-        return outputs
 
-    def _news(self, request: RequestState, token: int, logprob: TokenLogprob | None) -> GenerationOutput:
-        news = GenerationOutput(request.request_id, [token])
-        if not request.output_ids:
-            news.num_cached_tokens = request.num_cached_tokens
-            if request.params.prompt_logprobs is not None:
-                news.prompt_logprobs = [None, *request.prompt_logprobs]
+    def _read_drafts(
+        self, batch: Batch, output: StepOutput, counts: npt.NDArray[np.bool_], told: dict[str, GenerationOutput]
+    ) -> None:
+        """Read what stands behind accepted drafts, one depth after the other, until the requests end.
+
+        The step has computed an accepted draft and sampled the token behind it: it counts as launched only now.
+        """
+        self.num_drafted += int((batch.depths > 0).sum())
+        for depth in range(1, int(batch.depths.max()) + 1):
+            rows = np.flatnonzero(counts[: batch.num_decodes] & (batch.depths == depth))
+            rows = rows[self._queues.live(batch)[rows]]
+            slots = batch.slots[rows]
+            once = np.ones(len(rows), np.int32)
+            self._table.launch(slots, once, once > 0)
+            self._seal_full(slots, self._table.computed[slots])
+            self._read(batch, output, rows, rows, told)
+            self.num_accepted += len(rows)
+
+    def _tell(
+        self, told: dict[str, GenerationOutput], request: RequestState, token: int, logprob: TokenLogprob | None
+    ) -> GenerationOutput:
+        """Add a token to the request's news."""
+        news = told.get(request.request_id)
+        if news is None:
+            news = told[request.request_id] = GenerationOutput(request.request_id)
+            if not request.output_ids:
+                news.num_cached_tokens = request.num_cached_tokens
+                if request.params.prompt_logprobs is not None:
+                    news.prompt_logprobs = [None, *request.prompt_logprobs]
+        news.token_ids.append(token)
         if logprob is not None:
-            news.logprobs = [logprob]
+            news.logprobs = [*(news.logprobs or ()), logprob]
         request.output_ids.append(token)
         return news
 
@@ -244,9 +262,14 @@ class Scheduler:
         """Seal the blocks that the tokens just read fill, where the step that writes these is launched."""
         table = self._table
         read = table.known[slots] - table.unread[slots]
-        fills = (read % self._block_size == 0) & (table.computed[slots] >= read)
-        for slot, stop in zip(slots[fills].tolist(), read[fills].tolist(), strict=True):
-            if table.requests[slot] is not None:
+        launched = table.computed[slots] >= read
+        self._seal_full(slots[launched], read[launched])
+
+    def _seal_full(self, slots: SlotArray, num_tokens: SlotArray) -> None:
+        """Seal the blocks that the last of ``num_tokens`` tokens of each slot fills."""
+        fills = num_tokens % self._block_size == 0
+        for slot, stop in zip(slots[fills].tolist(), num_tokens[fills].tolist(), strict=True):
+            if self._table.requests[slot] is not None:
                 self._queues.seal(slot, stop - 1, stop)
 
     def _finish(self, request: RequestState, reason: FinishReason) -> GenerationOutput:
