@@ -62,6 +62,9 @@ class MemoryInputs:
     max_memory_percent: float
     """Share (0 to 1) of the total that the engine may take."""
     weights: int
+    weights_kind: str = ""
+    """What they are held in, to print."""
+    cache_kind: str = ""
     activation_bytes_per_token: float
     """Of the most that a step takes at once, the part that grows with its query tokens."""
     activation_fixed: int = 0
@@ -99,6 +102,8 @@ class MemoryPlan:
     total: int
     budget: int
     weights: int
+    weights_kind: str = ""
+    cache_kind: str = ""
     activations: int
     static_buffers: int
     graphs: int
@@ -152,6 +157,8 @@ def plan_memory(inputs: MemoryInputs) -> MemoryPlan:
         total=inputs.total,
         budget=inputs.budget,
         weights=inputs.weights,
+        weights_kind=inputs.weights_kind,
+        cache_kind=inputs.cache_kind,
         activations=inputs.activations(batch),
         static_buffers=inputs.static_buffers,
         graphs=inputs.graphs,
@@ -195,11 +202,11 @@ def format_bytes(count: int) -> str:
 def render_table(plan: MemoryPlan, *, estimate: int | None = None) -> str:
     """The plan as aligned text; ``estimate`` is the formula's bytes for activations and cache together."""
     parts = [
-        ("weights", plan.weights),
+        (_labelled("weights", plan.weights_kind), plan.weights),
         (f"activations of {plan.max_batch_tokens} tokens", plan.activations),
         ("static buffers", plan.static_buffers),
         ("graphs", plan.graphs),
-        (f"cache: {plan.num_blocks} blocks of {plan.block_size} tokens", plan.cache),
+        (_labelled(f"cache: {plan.num_blocks} blocks of {plan.block_size} tokens", plan.cache_kind), plan.cache),
         ("not used", plan.budget - plan.used),
         ("budget", plan.budget),
         ("device", plan.total),
@@ -214,11 +221,16 @@ def render_table(plan: MemoryPlan, *, estimate: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _labelled(name: str, kind: str) -> str:
+    return f"{name}, {kind}" if kind else name
+
+
 def to_json(plan: MemoryPlan, *, estimate: int | None = None) -> str:
     """The plan as a JSON object: bytes by part, and each setting as requested and actual."""
     parts = ("total", "budget", "weights", "activations", "static_buffers", "graphs", "cache", "used")
     document = {
         "bytes": {part: getattr(plan, part) for part in parts},
+        "kinds": {"weights": plan.weights_kind, "cache": plan.cache_kind},
         "block": {"tokens": plan.block_size, "bytes": plan.block_bytes},
         "settings": {
             name.lower(): {"requested": requested, "actual": actual} for name, requested, actual in plan.settings
@@ -235,7 +247,7 @@ def _check_weights(inputs: MemoryInputs) -> None:
     raise MemoryPlanError(
         f"the weights take {format_bytes(inputs.weights)} and the engine may use {format_bytes(inputs.budget)} of "
         f"{format_bytes(inputs.total)}: {format_bytes(inputs.weights - inputs.budget)} short; choose a smaller model "
-        "or DTYPE, raise MAX_MEMORY_PERCENT, or give it more memory",
+        "or DTYPE, set QUANTIZATION to fp8 or int8, raise MAX_MEMORY_PERCENT, or give it more memory",
         param="model",
     )
 

@@ -223,6 +223,14 @@ def test_the_table_is_aligned_and_names_every_part():
         assert row in text
 
 
+def test_the_table_and_the_json_say_what_is_held_in_smaller_numbers():
+    plan = plan_memory(replace(ROOMY, weights_kind="linear layers in fp8", cache_kind="fp8"))
+    names = [line.split("  ")[0] for line in render_table(plan).splitlines()]
+    assert "weights, linear layers in fp8" in names
+    assert "cache: 1024 blocks of 32 tokens, fp8" in names
+    assert json.loads(to_json(plan))["kinds"] == {"weights": "linear layers in fp8", "cache": "fp8"}
+
+
 def test_the_json_holds_the_same_numbers():
     document = json.loads(to_json(plan_memory(ROOMY), estimate=5))
     assert document["bytes"]["cache"] == 4 * GIB

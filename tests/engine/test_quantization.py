@@ -154,7 +154,8 @@ def test_nothing_is_quantised_unless_asked_for() -> None:
         ("fp8", (8, 9), "scaled_product"),
         ("fp8", (9, 0), "scaled_product"),
         ("int8", (7, 5), "widened_product"),
-        ("int8", (9, 0), "widened_product"),
+        ("int8", (8, 0), "int8_product"),
+        ("int8", (9, 0), "int8_product"),
     ],
 )
 def test_a_card_gets_the_products_that_it_has(kind: str, capability: tuple[int, int], product: str) -> None:
@@ -172,6 +173,21 @@ def test_a_weight_of_odd_sizes_is_widened_where_the_card_asks_for_even_ones() ->
 def test_fp8_on_an_old_card_names_the_cure() -> None:
     with pytest.raises(ConfigError, match=r"QUANTIZATION is fp8.*7\.5.*int8 or none.*8\.9"):
         choose_quantization("fp8", CUDA, capability=(7, 5))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 16, 64, 65, 300])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gpus_products_are_a_cpus(kind: str, rows: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, wide = (torch.randn(rows, 256, generator=generator).bfloat16(), torch.randn(512, 256, generator=generator))
+    bias = torch.randn(512, generator=generator).bfloat16() if biased else None
+    expected = chosen(kind)(wide, bias)(x).float()
+    quantize = choose_quantization(kind, CUDA)
+    assert quantize is not None
+    found = quantize(wide.cuda(), None if bias is None else bias.cuda())(x.cuda()).float().cpu()
+    assert torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
 
 
 # --- whole models ----------------------------------------------------------------------------------------------------

@@ -96,10 +96,10 @@ def choose_quantization(setting: str, device: torch.device, *, capability: Capab
     if device.type == "cuda" and capability is None:
         capability = torch.cuda.get_device_capability(device)
     if setting == "int8":
-        return partial(_int8_linear, product=int8_product if capability is None else widened_product)
+        return partial(_int8_linear, product=_choose_int8(capability))
     if capability is None:
         logger.info("QUANTIZATION=fp8 on a CPU computes what a GPU would, slowly: int8 is the faster choice here")
-        return partial(_fp8_linear, product=emulated_product)
+        return partial(_fp8_linear, product=emulated_product, otherwise=emulated_product)
     if capability < _FIRST_WITH_BFLOAT16:
         raise ConfigError(
             f"QUANTIZATION is fp8, and compute capability {capability[0]}.{capability[1]} of {device} is too old for "
@@ -112,8 +112,27 @@ def choose_quantization(setting: str, device: torch.device, *, capability: Capab
             "set it to int8, or use a card of 8.9 or later",
             *capability,
         )
-        return partial(_fp8_linear, product=widened_product)
-    return partial(_fp8_linear, product=scaled_product)
+        return partial(_fp8_linear, product=widened_product, otherwise=widened_product)
+    kernels = _kernels()
+    scaled = scaled_product if kernels is None else kernels.scaled_product
+    return partial(_fp8_linear, product=scaled, otherwise=widened_product)
+
+
+def _choose_int8(capability: Capability | None) -> Product:
+    if capability is None:
+        return int8_product
+    kernels = _kernels() if capability >= _FIRST_WITH_BFLOAT16 else None
+    return widened_product if kernels is None else kernels.int8_product
+
+
+def _kernels() -> Any:
+    """The module of Triton products; None where triton isn't installed."""
+    try:
+        from pagedserve_engine.model import quantization_kernels
+    except ImportError as error:
+        logger.warning("8-bit products run in torch, which is slower: %s", error)
+        return None
+    return quantization_kernels
 
 
 def quantize_model(model: nn.Module, quantize: Quantize, *, device: torch.device | None = None) -> None:
@@ -172,10 +191,12 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
                 yield parent, name, child
 
 
-def _fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, product: Product) -> QuantizedLinear:
+def _fp8_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, product: Product, otherwise: Product
+) -> QuantizedLinear:
+    """``otherwise`` serves sides that the cards' product doesn't take."""
     aligned = all(size % _ALIGNMENT == 0 for size in weight.shape)
-    chosen = widened_product if product is scaled_product and not aligned else product
-    return QuantizedLinear(*quantize_fp8(weight), bias, chosen)
+    return QuantizedLinear(*quantize_fp8(weight), bias, product if aligned else otherwise)
 
 
 def _int8_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, product: Product) -> QuantizedLinear:

@@ -39,7 +39,13 @@ def scaled_product(
     """Both sides in 8-bit floats, on a GPU that multiplies them; it gives bfloat16 only, others are widened."""
     if x.dtype is not torch.bfloat16:
         return widened_product(x, weight, scale, bias)
-    rows, row_scale = quantize_rows(x)
+    return multiply_rows(*quantize_rows(x), weight, scale, bias)
+
+
+def multiply_rows(
+    rows: torch.Tensor, row_scale: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``rows`` [T, K] and ``weight`` [N, K] in 8-bit floats, scaled by [T, 1] and [N], to [T, N] in bfloat16."""
     product: torch.Tensor = torch._scaled_mm(
         rows, weight.t(), scale_a=row_scale, scale_b=scale.unsqueeze(0), bias=bias, out_dtype=torch.bfloat16
     )
