@@ -45,7 +45,8 @@ class GroupProcess:
             stderr=self._log,
             start_new_session=True,
         )
-        threading.Thread(target=self._listen, name=f"listen-{group}", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name=f"listen-{group}", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +83,14 @@ class GroupProcess:
                 os.killpg(self._child.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(3)
+        # What the group has started is gone as well: the pipe has ended.
+        self._listener.join(3)
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        if not self._listener.is_alive():
+            self._child.stdout.close()
         self._log.close()
 
     def _listen(self) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from benchmarks.gpu.bars import BARS, report, void_reason_of
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.gap import STEP, find_gaps, idle_time
-from benchmarks.gpu.groups import GROUPS
+from benchmarks.gpu.groups import GROUPS, SHARE
 from benchmarks.gpu.mixed import lengths
+from benchmarks.gpu.processes import GroupProcess
 from benchmarks.gpu.scale import FULL, TINY
 from benchmarks.gpu.shape import Shape
 from benchmarks.results import ResultFile, Row
@@ -45,6 +47,21 @@ def test_every_row_of_a_group_has_a_figure_or_a_plain_reason(name: str, tmp_path
         row = found[workload, engine, metric]
         assert row.unit == unit
         assert row.value is None or row.value > 0 or metric == "gap", row
+
+
+def test_a_cpu_is_held_against_its_own_limits(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    SHARE.run(replace(bench(tmp_path, rows), limits={}))
+    found = {(row.workload, row.metric): row.value for row in rows}
+    for workload in TINY.decode:
+        assert all((found[workload, metric] or 0) > 0 for metric in ("step", "bound", "product_bound"))
+
+
+def test_a_process_that_dies_leaves_its_last_words_in_the_rows(tmp_path: Path) -> None:
+    with GroupProcess("limits", device="cpu", scale="none such", folder=tmp_path, logs=tmp_path) as process:
+        messages = list(process.run(60, {}))
+    assert [list(message) for message in messages] == [["machine"]]
+    assert process.ending == "not measured: the process ended with status 1: KeyError: 'none such'"
 
 
 def test_a_row_that_fails_says_why_and_keeps_the_others(tmp_path: Path) -> None:
