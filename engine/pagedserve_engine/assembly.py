@@ -23,6 +23,7 @@ from pagedserve_engine.model.tokenizer import Tokenizer
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.runner import ModelRunner
 from pagedserve_engine.scheduler.scheduler import Scheduler
+from pagedserve_engine.speculation import NgramDrafter
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
         processor=ContinuousBatchProcessor(
             _scheduler(config, plan, layout, loaded.spec),
             runner,
-            steps_in_flight=int(device.type != "cpu") if steps_in_flight is None else steps_in_flight,
+            steps_in_flight=choose_steps_in_flight(config, device) if steps_in_flight is None else steps_in_flight,
         ),
         runner=runner,
         name=loaded.name,
@@ -99,6 +100,14 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
         device=device,
         attention=attention_of(config, device).name,
     )
+
+
+def choose_steps_in_flight(config: EngineConfig, device: torch.device) -> int:
+    """One where a device computes beside the host, none on a CPU, and none where drafts need every token known."""
+    if device.type == "cpu" or config.speculation == "none":
+        return int(device.type != "cpu")
+    logger.info("SPECULATION is %s: a step is read before the next one is launched", config.speculation)
+    return 0
 
 
 def _load(config: EngineConfig) -> tuple[torch.device, Memory, LoadedModel]:
@@ -146,4 +155,5 @@ def _scheduler(config: EngineConfig, plan: MemoryPlan, layout: CacheLayout, spec
         max_model_len=plan.max_model_len,
         safety_margin=config.safety_margin,
         eos_token_ids=spec.eos_token_ids,
+        drafter=None if config.speculation == "none" else NgramDrafter(config.speculation_tokens),
     )

@@ -70,6 +70,10 @@ class EngineConfig:
     use_cuda_graph: bool = setting(False, "capture and replay CUDA graphs (no effect on a CPU)")
     scheduler: Literal["fifo", "prefill_first"] = setting("fifo", "order in which requests share a step")
     prefix_cache: bool = setting(True, "find the blocks of equal prefixes again")
+    speculation: Literal["none", "ngram"] = setting(
+        "none", "ngram: guess tokens by looking the last ones up in the request's own text; the output stays the same"
+    )
+    speculation_tokens: int = setting(4, "tokens guessed ahead in a step, at most", low=1, high=16)
     attention: Literal["auto", "reference", "triton", "native"] = setting(
         "auto", "attention backend; auto: the fastest there"
     )
@@ -172,7 +176,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-_RESERVED = {"COMPILE": "compiled forward passes", "SPECULATION": "speculative decoding"}
+_RESERVED = {"COMPILE": "compiled forward passes"}
 """Variables of the contract that this version does not serve yet, and what they would turn on."""
 
 

@@ -75,6 +75,8 @@ class EngineMetrics:
         for counter, amount in (
             (self.generated_tokens, step.generated_tokens),
             (self.preemptions, step.preemptions),
+            (self.drafted_tokens, step.drafted_tokens),
+            (self.accepted_tokens, step.accepted_tokens),
             (self.graph_replays, step.graph_replays),
             (self.graph_captures, step.graph_captures),
         ):
@@ -209,6 +211,8 @@ class EngineMetrics:
             "Cached ÷ (cached + computed) prompt tokens since the start; the counters give it for a time.",
         )
         self.preemptions = self._counter("preemptions", "Running sequences put back into the queue for want of blocks.")
+        self.drafted_tokens = self._counter("drafted_tokens", "Tokens that speculation guessed and a step computed.")
+        self.accepted_tokens = self._counter("accepted_tokens", "Guessed tokens that were right and saved a step each.")
         self.graph_replays = self._counter("graph_replays", "Steps that replayed a CUDA graph.")
         self.graph_captures = self._counter("graph_captures", "CUDA graphs captured.")
 

@@ -68,6 +68,7 @@ class ContinuousBatchProcessor:
         """What is in flight, the oldest first; the scheduler counts the same batches."""
         self._failed_steps = 0
         self._preemptions_seen = 0
+        self._drafts_seen = 0, 0
         self._last_read: float | None = None
         """When the last results came, while there is work."""
         self._waited = 0.0
@@ -183,6 +184,8 @@ class ContinuousBatchProcessor:
         oldest = scheduler.oldest_arrival()
         preemptions = scheduler.num_preemptions - self._preemptions_seen
         self._preemptions_seen = scheduler.num_preemptions
+        drafted, accepted = self._drafts_seen
+        self._drafts_seen = scheduler.num_drafted, scheduler.num_accepted
         generated = sum([len(news.token_ids) for news in outputs])
         return StepStats(
             duration=duration,
@@ -202,6 +205,8 @@ class ContinuousBatchProcessor:
             generated_tokens=generated,
             cached_tokens=0 if batch is None else sum(_cached(batch, row) for row in batch.admitted),
             preemptions=preemptions,
+            drafted_tokens=scheduler.num_drafted - drafted,
+            accepted_tokens=scheduler.num_accepted - accepted,
             graph_replays=self._replays,
         )
 

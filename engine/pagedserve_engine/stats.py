@@ -50,6 +50,9 @@ class StepStats:
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache answered."""
     preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafted ones that requests got."""
     graph_replays: int = 0
     graph_captures: int = 0
 

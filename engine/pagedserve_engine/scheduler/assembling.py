@@ -26,7 +26,7 @@ def build_batch(plan: StepPlan, table: SequenceTable, cache: CacheManager) -> Ba
     pieces = [table.tokens[slot, table.computed[slot] : table.computed[slot] + n] for slot, n in plan.chunks]
     num_columns = -(int((context_lens + query_lens).max()) // -cache.layout.block_size)
     return Batch(
-        requests=[table.request(slot) for slot in slots.tolist()],
+        requests=table.requests_in(slots.tolist()),
         slots=slots,
         stays=table.stays[slots],
         query_lens=query_lens,

@@ -197,13 +197,15 @@ class Scheduler:
         """Tell the news of ``rows`` whose requests run; ``at`` are their places among the sampled ones."""
         token_ids = output.token_ids[at]
         stops, full = self._table.read(batch.slots[rows], token_ids)
-        columns = (rows, at, token_ids, stops, stops | full)
-        for row, place, token, stopped, over in zip(*(column.tolist() for column in columns), strict=True):
-            if row in output.failed:
+        over = (stops | full).tolist()
+        requests, failed, logprobs = batch.requests, output.failed, output.logprobs
+        for index, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
+            if failed and row in failed:
                 continue
-            news = self._tell(told, batch.requests[row], token, output.logprobs.get(place))
-            if over:
-                self._end(news, batch.requests[row], stopped=stopped)
+            request = requests[row]
+            news = self._tell(told, request, token, logprobs.get(int(at[index])) if logprobs else None)
+            if over[index]:
+                self._end(news, request, stopped=bool(stops[index]))
 
     def _read_waiting(
         self, batch: Batch, output: StepOutput, rows: Rows, at: Rows, told: dict[str, GenerationOutput]
