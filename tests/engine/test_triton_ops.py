@@ -35,7 +35,7 @@ INT8 = {
 
 CASES: list[tuple[str, str, dict[str, Any], int]] = [
     ("pagedserve_engine.kernels.sampling", "summary_kernel", SAMPLING, 4),
-    ("pagedserve_engine.kernels.sampling", "choice_kernel", SAMPLING, 8),
+    ("pagedserve_engine.kernels.sampling", "choice_kernel", SAMPLING, 16),
     ("pagedserve_engine.kernels.rope", "rope_kernel", ROPE, 4),
     ("pagedserve_engine.kernels.norms", "norm_kernel", NORM, 8),
     ("pagedserve_engine.kernels.norms", "gate_quantize_kernel", GATE, 16),

@@ -23,10 +23,12 @@ import triton.language as tl
 BLOCK = 128
 """Tokens whose weights are summed together."""
 
-_BLOCKS_AT_ONCE = 16
+_SUMMARY_BLOCKS = 16
 
 _BLOCK: tl.constexpr = tl.constexpr(BLOCK)
-_AT_ONCE: tl.constexpr = tl.constexpr(_BLOCKS_AT_ONCE)
+_SUMMARISED: tl.constexpr = tl.constexpr(_SUMMARY_BLOCKS)
+_AT_ONCE: tl.constexpr = tl.constexpr(64)
+"""Blocks of a step of a look: as many as keep enough bytes on their way for one program to a multiprocessor."""
 _LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 """Keeps a row in which nothing is allowed from becoming NaN; it weighs nothing, and token 0 is drawn."""
 
@@ -37,7 +39,7 @@ def summary_kernel(  # noqa: PLR0917
 ):
     """Peak of each block's logits, and the sum of its weights if that peak weighed 1; grid (rows, block groups)."""
     row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * _AT_ONCE + tl.arange(0, _AT_ONCE)
+    block = tl.program_id(1) * _SUMMARISED + tl.arange(0, _SUMMARISED)
     at = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
     scores = tl.load(logits + row * stride + at, mask=at < VOCAB, other=float("-inf")).to(tl.float32)
     peak = tl.max(scores, 1)
@@ -67,10 +69,9 @@ def _weigh(logits, block, there, peak, scale, VOCAB: tl.constexpr):  # noqa: PLR
 
 
 @triton.jit
-def _look(logits, blocks, count, peak, scale, border, VOCAB: tl.constexpr):  # noqa: PLR0917
-    """Of the weights from ``border`` on in the listed blocks: their sum, number and least; and the largest below it."""
-    mass = tl.zeros([_AT_ONCE, _BLOCK], tl.float32)
-    number = tl.zeros([_AT_ONCE, _BLOCK], tl.int32)
+def _look(logits, blocks, count, peak, scale, border, BY_MASS: tl.constexpr, VOCAB: tl.constexpr):  # noqa: PLR0917
+    """Of the weights from ``border`` on in the listed blocks: sum or number, and least; and the largest below it."""
+    amounts = tl.zeros([_AT_ONCE, _BLOCK], tl.float32 if BY_MASS else tl.int32)
     least = tl.full([_AT_ONCE, _BLOCK], 2.0, tl.float32)
     below = tl.full([_AT_ONCE, _BLOCK], 0.0, tl.float32)
     for begin in tl.range(0, count, _AT_ONCE):
@@ -78,12 +79,11 @@ def _look(logits, blocks, count, peak, scale, border, VOCAB: tl.constexpr):  # n
         block = tl.load(blocks + slot, mask=slot < count, other=0)
         weights, real = _weigh(logits, block, slot < count, peak, scale, VOCAB)
         kept = real & (weights >= border)
-        mass += tl.where(kept, weights, 0.0)
-        number += kept.to(tl.int32)
+        amounts += tl.where(kept, weights, 0.0) if BY_MASS else kept.to(tl.int32)
         least = tl.minimum(least, tl.where(kept, weights, 2.0))
         below = tl.maximum(below, tl.where(kept, 0.0, weights))
-    total = tl.sum(tl.sum(mass, 1).to(tl.float64), 0)
-    return total, tl.sum(tl.sum(number, 1), 0), tl.min(tl.min(least, 1), 0), tl.max(tl.max(below, 1), 0)
+    amount = tl.sum(tl.sum(amounts, 1).to(tl.float64 if BY_MASS else tl.int64), 0)
+    return amount, tl.min(tl.min(least, 1), 0), tl.max(tl.max(below, 1), 0)
 
 
 @triton.jit
@@ -97,8 +97,8 @@ def _search(logits, blocks, count, peak, scale, low, target, BY_MASS: tl.constex
     while low_bits < high_bits:
         middle = low_bits + (high_bits - low_bits + 1) // 2
         border = middle.to(tl.float32, bitcast=True)
-        mass, number, least, below = _look(logits, blocks, count, peak, scale, border, VOCAB)
-        reached = mass >= target if BY_MASS else number >= target
+        amount, least, below = _look(logits, blocks, count, peak, scale, border, BY_MASS, VOCAB)
+        reached = amount >= target
         low_bits = tl.where(reached, least.to(tl.int32, bitcast=True), low_bits)
         high_bits = tl.where(reached, high_bits, below.to(tl.int32, bitcast=True))
     return low_bits.to(tl.float32, bitcast=True)
@@ -137,7 +137,7 @@ def _floor(logits, blocks, weights, sums, peak, scale, top_k, top_p, min_p, VOCA
         mass = tl.sum((sums * weights).to(tl.float64), 0)
         if floor > 0.0:
             count = _list_blocks(weights, floor, blocks, PADDED)
-            mass, _, _, _ = _look(logits, blocks, count, peak, scale, floor, VOCAB)
+            mass, _, _ = _look(logits, blocks, count, peak, scale, floor, True, VOCAB)
         # Above zero, so that top_p = 0 still keeps the likeliest token.
         place = tl.maximum(mass * top_p, 1e-30)
         low = tl.maximum(floor, _bound(weights, place, True))
@@ -228,7 +228,7 @@ def sample(
     lists = torch.empty(rows, padded, dtype=torch.int32, device=logits.device)
     token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
     shape = {"VOCAB": vocab, "BLOCKS": blocks, "PADDED": padded}
-    grid = (rows, -(-blocks // _BLOCKS_AT_ONCE))
+    grid = (rows, -(-blocks // _SUMMARY_BLOCKS))
     summary_kernel[grid](logits, inverse_temperature, peaks, sums, logits.stride(0), **shape, enable_fp_fusion=True)
     choice_kernel[(rows,)](
         logits,
@@ -244,7 +244,7 @@ def sample(
         token_ids,
         logits.stride(0),
         **shape,
-        num_warps=8,
+        num_warps=16,
         enable_fp_fusion=True,
     )
     return token_ids
