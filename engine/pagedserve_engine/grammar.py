@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance
-import llguidance.hf
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from pagedserve_engine.errors import InvalidParameterError, StepFailedError
 from pagedserve_engine.request import GrammarSpec
+
+if TYPE_CHECKING:
+    # At run time it is read with the first grammar: most engines never see one.
+    import llguidance
 
 MAX_SOURCE_BYTES = 256 << 10
 """Largest schema or pattern; at this size the slowest that we found compiles in a few seconds."""
@@ -108,7 +110,6 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._cache: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._vocabulary: llguidance.LLTokenizer | None = None
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._eos_mask = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
         for token_id in self._eos_token_ids:
             self._eos_mask.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
@@ -136,23 +137,28 @@ class GrammarCompiler:
             raise InvalidParameterError(
                 f"the grammar of {param} is larger than {MAX_SOURCE_BYTES} bytes: send a smaller one", param=param
             )
+        import llguidance
+
         vocabulary = self._read_vocabulary(param)
         try:
             grammar = _grammar_text(spec, param)
         except ValueError as error:
             reason = _one_line(str(error))
             raise InvalidParameterError(f"{param} holds no valid grammar: {reason}", param=param) from error
-        parser = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=self._limits)
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        parser = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
         if parser.is_error():
             reason = _one_line(parser.get_error())
             raise InvalidParameterError(f"{param} holds a grammar that can't be used: {reason}", param=param)
         return CompiledGrammar(parser, self._eos_mask)
 
     def _read_vocabulary(self, param: str) -> llguidance.LLTokenizer:
+        from llguidance import hf
+
         with self._lock:
             if self._vocabulary is None:
                 try:
-                    self._vocabulary = llguidance.hf.from_tokenizer(
+                    self._vocabulary = hf.from_tokenizer(
                         self._tokenizer, n_vocab=self._vocab_size, eos_token=self._eos_token_ids
                     )
                 except ValueError as error:
@@ -163,6 +169,8 @@ class GrammarCompiler:
 
 
 def _grammar_text(spec: GrammarSpec, param: str) -> str:
+    import llguidance
+
     match spec.kind:
         case "json_object":
             return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_JSON_DEFAULTS)
