@@ -8,7 +8,7 @@ import torch
 
 from pagedserve_engine.attention.interface import GroupInputs, LayerCall
 from pagedserve_engine.errors import ConfigError
-from pagedserve_engine.native.library import DTYPES, VARIANTS, AttentionCall, Library
+from pagedserve_engine.native.library import CACHE_DTYPES, DTYPES, VARIANTS, AttentionCall, Library
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class NativeGroupStep:
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Outputs [T, heads, head_dim] in the query's dtype. Raises ConfigError for dtypes and shapes unknown here."""
         query, shared = call.query, self.call
-        if query.dtype not in DTYPES or call.keys.dtype not in DTYPES or query.shape[2] % 8:
+        if query.dtype not in DTYPES or call.keys.dtype not in CACHE_DTYPES or query.shape[2] % 8:
             raise ConfigError(
                 f"ATTENTION native knows no heads of {query.shape[2]} {query.dtype} over a cache of {call.keys.dtype}: "
                 "set it to reference",
@@ -38,7 +38,7 @@ class NativeGroupStep:
         shared.keys, shared.values = call.keys.data_ptr(), call.values.data_ptr()
         shared.query_stride, shared.head_stride = query.stride(0), query.stride(1)
         shared.heads, shared.kv_heads, shared.head_dim = query.shape[1], call.keys.shape[2], query.shape[2]
-        shared.dtype, shared.cache_dtype = DTYPES[query.dtype], DTYPES[call.keys.dtype]
+        shared.dtype, shared.cache_dtype = DTYPES[query.dtype], CACHE_DTYPES[call.keys.dtype]
         shared.scaling, shared.softcap = call.scaling, call.softcap or 0.0
         shared.threads = torch.get_num_threads()
         shared.variant = VARIANTS[self.variant or self.library.choose(query.shape[2])]

@@ -20,6 +20,7 @@ VARIANTS: Final = {"portable": 0, "avx2": 1, "avx512": 2}
 """Instruction sets, the widest last."""
 
 DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_DTYPES: Final = {**DTYPES, torch.float8_e4m3fn: 3}
 
 _NO_VARIANT, _NO_MEMORY = 1, 2
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float

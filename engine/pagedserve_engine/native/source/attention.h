@@ -64,7 +64,7 @@ inline bool all_seen(const Scratch& s, int begin, int end, int first_query, int 
 template <class T>
 struct KeyTile {
     const T* keys[kKeyTile + LANES];
-    const T* values[kKeyTile];
+    const T* values[kKeyTile + LANES];
     int begin, count;
 
     KeyTile(const AttentionCall& call, const AttentionTask& task, int from, int end) : begin(from), count(end - from) {
@@ -76,17 +76,24 @@ struct KeyTile {
             keys[at] = (const T*)call.keys + page * page_size + offset;
             values[at] = (const T*)call.values + page * page_size + offset;
         }
-        for (int at = count; at < count + LANES; at++) keys[at] = keys[count - 1];
+        for (int at = count; at < count + LANES; at++) keys[at] = keys[count - 1], values[at] = values[count - 1];
     }
 };
 
 // Scores of Q queries, C numbers apart for each key; a vector holds LANES / C keys.
 template <int Q, class T>
-inline void direct_scores(const float* query, const KeyTile<T>& tile, int64_t head_dim, float* scores) {
+inline void direct_scores(
+    const float* query, const KeyTile<T>& tile, const KeyTile<T>& next, int64_t head_dim, float* scores) {
     constexpr int C = Q > 2 ? 4 : Q;
     constexpr int kKeys = LANES / C;
     for (int first = 0; first < tile.count; first += kKeys) {
         Vec acc[LANES] = {};
+        for (int key = 0; key < kKeys; key++) {
+            for (int64_t at = 0; at < head_dim; at += 64 / sizeof(T)) {
+                __builtin_prefetch(next.keys[first + key] + at, 0, 3);
+                __builtin_prefetch(next.values[first + key] + at, 0, 3);
+            }
+        }
         for (int64_t d = 0; d < head_dim; d += LANES) {
             for (int key = 0; key < kKeys; key++) {
                 Vec numbers = load(tile.keys[first + key] + d);
@@ -177,10 +184,10 @@ inline void add_values(
 
 template <int Q, class T>
 inline void attend_directly(
-    const AttentionCall& call, const Scratch& s, const KeyTile<T>& tile, int first) {
+    const AttentionCall& call, const Scratch& s, const KeyTile<T>& tile, const KeyTile<T>& next, int first) {
     constexpr int C = Q > 2 ? 4 : Q;
     int64_t head_dim = call.head_dim;
-    direct_scores<Q>(s.query + first * head_dim, tile, head_dim, s.scores);
+    direct_scores<Q>(s.query + first * head_dim, tile, next, head_dim, s.scores);
     if (call.softcap > 0.0f) {
         for (int at = 0; at < tile.count * C; at += LANES) {
             store(s.scores + at, cap(load(s.scores + at), call.softcap));
@@ -316,21 +323,23 @@ void attend_typed(const AttentionCall& call, const AttentionTask& task, float* s
         end = (begin / kKeyTile + 1) * kKeyTile;
         if (end > task.end) end = task.end;
         KeyTile<T> tile(call, task, begin, end);
+        KeyTile<T> next(call, task, end<task.end?end:begin, end<task.end?(end+64<task.end?end+64:task.end):end);
+        for (int i=next.count;i<64;i++) next.keys[i]=next.keys[0],next.values[i]=next.values[0];
         if (!direct) {
             attend_tile(call, s, tile, queries);
             continue;
         }
         int first = 0;
-        for (; first + 4 <= queries; first += 4) attend_directly<4>(call, s, tile, first);
-        if (queries - first == 3) attend_directly<3>(call, s, tile, first);
-        if (queries - first == 2) attend_directly<2>(call, s, tile, first);
-        if (queries - first == 1) attend_directly<1>(call, s, tile, first);
+        for (; first + 4 <= queries; first += 4) attend_directly<4>(call, s, tile, next, first);
+        if (queries - first == 3) attend_directly<3>(call, s, tile, next, first);
+        if (queries - first == 2) attend_directly<2>(call, s, tile, next, first);
+        if (queries - first == 1) attend_directly<1>(call, s, tile, next, first);
     }
     store_outputs(call, task, s, partials);
 }
 
 void attend(const AttentionCall& call, const AttentionTask& task, float* scratch, float* partials) {
-    with_type(call.cache_dtype, [&](auto type) { attend_typed(call, task, scratch, partials, type); });
+    with_cache_type(call.cache_dtype, [&](auto type) { attend_typed(call, task, scratch, partials, type); });
 }
 
 void merge(const AttentionCall& call, const AttentionTask& task, float* partials) {

@@ -5,7 +5,7 @@
 
 namespace pagedserve {
 
-enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat8 = 3 };  // 8 bits: e4m3, in the cache alone
 
 constexpr int kKeyTile = 64;        // keys whose scores are held at once
 constexpr int kTileQueries = 64;    // folded queries (tokens x heads of a group) of a prefill task

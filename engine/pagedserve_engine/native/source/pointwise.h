@@ -60,9 +60,9 @@ void rope(const RopeCall& call, int64_t token, float* scratch) {
     int64_t width = call.head_dim, page = call.write_indices[token] * call.kv_heads;
     const float* cos = call.cos_sin + call.positions[token] * call.rotary_dim;
     float *head = scratch, *weights = scratch + width, *rounded = scratch + 2 * width;
-    for (int at = 0; at < call.heads + 2 * call.kv_heads; at++) {
-        bool is_query = at < call.heads, is_value = at >= call.heads + call.kv_heads;
-        widen_from(head, call.qkv, token * call.qkv_stride + at * width, width, call.dtype);
+    for (int place = 0; place < call.heads + 2 * call.kv_heads; place++) {
+        bool is_query = place < call.heads, is_value = place >= call.heads + call.kv_heads;
+        widen_from(head, call.qkv, token * call.qkv_stride + place * width, width, call.dtype);
         const void* weight = is_query ? call.q_norm : is_value ? nullptr : call.k_norm;
         if (weight) {
             norm_row(head, weights, width, weight, rounded, call.eps, call.offset, call.dtype);
@@ -71,10 +71,13 @@ void rope(const RopeCall& call, int64_t token, float* scratch) {
         }
         if (!is_value) rotate(head, cos, call.rotary_dim / 2);
         if (is_query) {
-            narrow_to(call.query, (token * call.heads + at) * width, head, width, call.dtype);
+            narrow_to(call.query, (token * call.heads + place) * width, head, width, call.dtype);
         } else if (page >= 0) {
-            int kv_head = (at - call.heads) % call.kv_heads;
-            narrow_to(is_value ? call.values : call.keys, (page + kv_head) * width, head, width, call.cache_dtype);
+            int kv_head = (place - call.heads) % call.kv_heads;
+            void* pages = is_value ? call.values : call.keys;
+            with_cache_type(call.cache_dtype, [&](auto type) {
+                narrow_row(at(pages, (page + kv_head) * width, type), head, width, 1.0f);
+            });
         }
     }
 }

@@ -22,12 +22,18 @@ inline void narrow_row(T* to, const float* from, int64_t count, float factor) {
     for (; at < count; at++) narrow(to + at, from[at] * factor);
 }
 
-// Calls work with a null pointer of the type that dtype names.
+// Calls work with a null pointer of the type that dtype names; 8 bits are for the cache alone.
 template <class Work>
 inline void with_type(int32_t dtype, const Work& work) {
     if (dtype == Dtype::kBFloat16) return work((const BFloat16*)nullptr);
     if (dtype == Dtype::kFloat16) return work((const Float16*)nullptr);
     return work((const float*)nullptr);
+}
+
+template <class Work>
+inline void with_cache_type(int32_t dtype, const Work& work) {
+    if (dtype == Dtype::kFloat8) return work((const Float8*)nullptr);
+    with_type(dtype, work);
 }
 
 template <class T>

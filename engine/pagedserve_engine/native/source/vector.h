@@ -28,13 +28,18 @@ struct BFloat16 {
 struct Float16 {
     uint16_t bits;
 };
+struct Float8 {  // 4 bits of exponent, 3 of mantissa, a NaN but no infinity
+    uint8_t bits;
+};
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
 typedef uint32_t WordVec __attribute__((vector_size(LANES * 4)));
+typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
 
-inline Vec all(float x) { return Vec{} + x; }
+// Subtracting zero changes no number, so that only the broadcast is left; adding it would make 0 of -0.
+inline Vec all(float x) { return x - Vec{}; }
 
 inline Vec load(const float* from) {
     Vec x;
@@ -43,9 +48,15 @@ inline Vec load(const float* from) {
 }
 
 inline Vec load(const BFloat16* from) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
+#else
     HalfVec halves;
     memcpy(&halves, from, sizeof halves);
     return (Vec)(__builtin_convertvector(halves, WordVec) << 16);
+#endif
 }
 
 inline float widen(float x) { return x; }
@@ -83,6 +94,32 @@ inline Vec load(const Float16* from) {
 #endif
 }
 
+inline Vec load(const Float8* from) {
+    ByteVec bytes;
+    memcpy(&bytes, from, sizeof bytes);
+#if defined(__AVX512F__)
+    WordVec words = (WordVec)_mm512_cvtepu8_epi32((__m128i)bytes);
+#elif defined(__AVX2__)
+    uint64_t low;
+    memcpy(&low, &bytes, 8);
+    WordVec words = (WordVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(low));
+#else
+    WordVec words = __builtin_convertvector(bytes, WordVec);
+#endif
+    WordVec magnitude = words & 0x7f;
+    WordVec number = (WordVec)((Vec)(magnitude << 20) * 0x1p120f) | ((words & 0x80) << 24);
+    return (Vec)(magnitude == 0x7f ? number | 0x7fc00000u : number);
+}
+
+inline float widen(Float8 x) {
+    uint32_t word = (uint32_t)(x.bits & 0x7f) << 20;
+    float magnitude;
+    memcpy(&magnitude, &word, 4);
+    magnitude *= 0x1p120f;
+    if ((x.bits & 0x7f) == 0x7f) magnitude = __builtin_nanf("");
+    return x.bits & 0x80 ? -magnitude : magnitude;
+}
+
 inline void store(float* to, Vec x) { memcpy(to, &x, sizeof x); }
 
 inline uint16_t to_bfloat16(float x) {
@@ -110,9 +147,29 @@ inline uint16_t to_float16(float x) {
     return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
+// What lies beyond 448, the largest number, becomes 448.
+inline uint8_t to_float8(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    uint8_t sign = (uint8_t)((word >> 24) & 0x80);
+    float value = x < 0.0f ? -x : x;
+    if (value != value) return sign | 0x7f;
+    if (value >= 448.0f) return sign | 0x7e;
+    if (value < 0x1p-6f) {
+        value += 0x1p14f;  // its last bit is the last one kept
+        memcpy(&word, &value, 4);
+        return sign | (uint8_t)(word - 0x46800000u);
+    }
+    word &= 0x7fffffff;
+    word += 0x7ffff + ((word >> 20) & 1);
+    uint32_t bits = (word - 0x3c000000u) >> 20;
+    return sign | (uint8_t)(bits > 0x7e ? 0x7e : bits);
+}
+
 inline void narrow(float* to, float x) { *to = x; }
 inline void narrow(BFloat16* to, float x) { to->bits = to_bfloat16(x); }
 inline void narrow(Float16* to, float x) { to->bits = to_float16(x); }
+inline void narrow(Float8* to, float x) { to->bits = to_float8(x); }
 
 inline void store(BFloat16* to, Vec x) {
     WordVec words = (WordVec)x;
@@ -130,6 +187,10 @@ inline void store(Float16* to, Vec x) {
 #else
     for (int lane = 0; lane < LANES; lane++) narrow(to + lane, x[lane]);
 #endif
+}
+
+inline void store(Float8* to, Vec x) {
+    for (int lane = 0; lane < LANES; lane++) narrow(to + lane, x[lane]);
 }
 
 // Where one is NaN, the second: a NaN among scores must reach the output.
