@@ -5,14 +5,13 @@ Only names, counts and times are logged. A prompt, an output, or an exception's 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
-
-import orjson
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request being served, in its own task and those that it starts."""
@@ -32,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return json.dumps(line, default=str, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
