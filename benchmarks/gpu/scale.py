@@ -83,7 +83,7 @@ CPU = Scale(
     context=256,
     steps=4,
     copy_bytes=GIB // 2,
-    product=2048,
+    product=1024,
     settings={"num_blocks": 1024, "max_num_seqs": 64, "max_model_len": 2048},
 )
 """What a CPU's share of its own limit is measured with, in ``make bench``."""
