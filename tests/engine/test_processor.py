@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.cache.manager import CacheManager
 from pagedserve_engine.errors import CancelledRequestError, DeviceFailedError, OutOfDeviceMemoryError
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
+from pagedserve_engine.scheduler.scheduler import Scheduler
 from shadow import VOCAB, ShadowRunner, expected_output, shadow_processor
 
 Prompts = dict[str, list[int]]
@@ -147,3 +150,28 @@ def test_two_failures_in_flight_are_answered_in_their_order() -> None:
     assert {output.request_id for output in outputs if output.error} == set(PROMPTS)
     assert all("first" in str(output.error) for output in outputs)
     assert processor.scheduler.idle
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_left_a_window_in_a_step_that_failed_is_never_found(late: bool) -> None:
+    layout = CacheLayout.build(["sliding"], window=5, num_kv_heads=1, head_dim=2, block_size=4, dtype_bytes=4)
+    cache = CacheManager(layout, num_blocks=40, max_num_seqs=4, max_model_len=100)
+    scheduler = Scheduler(
+        cache,
+        policy="fifo",
+        max_batch_tokens=64,
+        max_num_seqs=4,
+        max_model_len=100,
+        safety_margin=0.0,
+        eos_token_ids=(),
+    )
+    runner = ShadowRunner(layout, num_blocks=40, max_num_seqs=4)
+    processor = ContinuousBatchProcessor(scheduler, runner, steps_in_flight=1)
+    (runner.late_errors if late else runner.errors).append(ValueError("boom"))
+    outputs = []
+    for name in ("doomed", "heir"):
+        prompt = list(range(1, 31 if name == "doomed" else 18))
+        request = RequestState.create(name, prompt, SamplingParams(max_tokens=4), arrival_time=0.0, max_model_len=100)
+        processor.add_request(request)
+        outputs += drain(processor)
+    assert tokens(outputs) == {"doomed": [], "heir": expected_output(list(range(1, 18)), 4, VOCAB)}

@@ -50,6 +50,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_model_len = max_model_len
         self._block_size = cache.layout.block_size
+        self._has_windows = any(group.window is not None for group in cache.layout.groups)
         self._table = SequenceTable(max_num_seqs, max_model_len=max_model_len, eos_token_ids=eos_token_ids)
         self._queues = Queues(cache, self._table)
         reserve = BlockReserve.of(cache.num_total, safety_margin=safety_margin)
@@ -187,8 +188,8 @@ class Scheduler:
         contexts = batch.context_lens[live] if context_holds else np.zeros(int(live.sum()), np.int32)
         for slot, context in zip(batch.slots[live].tolist(), contexts.tolist(), strict=True):
             self.cache.discard(slot, context // self._block_size)
-        if not live.all():
-            # Blocks of those that have left are anywhere in the cache by now.
+        if self._has_windows or not live.all():
+            # What left a window, or was held by those that have left, is anywhere in the cache by now.
             self.cache.evict_cached()
 
     # --- reading ----------------------------------------------------------------------------------------------------
