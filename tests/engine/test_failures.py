@@ -26,6 +26,7 @@ from pagedserve_engine.errors import (
 )
 from pagedserve_engine.frontend import AsyncEngine
 from pagedserve_engine.metrics import EngineMetrics
+from pagedserve_engine.model.decoder import FusedDecoder
 from pagedserve_engine.processor import MAX_FAILED_STEPS
 from pagedserve_engine.request import FinishReason, GenerationOutput, RequestState, SamplingParams
 from serving import Reply, read, serving
@@ -208,11 +209,12 @@ POISON = 5
 """A token whose embedding is NaN."""
 
 
+@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_request_without_numbers_fails_alone(family: str, temperature: float):
+def test_a_request_without_numbers_fails_alone(family: str, temperature: float, depth: int):
     _, folder = tiny_model(family)
-    settings = {"num_blocks": 33, "max_batch_tokens": 24, "num_threads": 1}
+    settings = {"num_blocks": 33, "max_batch_tokens": 24, "num_threads": 1, "steps_in_flight": depth}
     prompts = [[10 + n, *range(20, 31 + n)] for n in range(4)]
     params = {"temperature": temperature, "seed": 3, "top_k": 20}
 
@@ -245,7 +247,8 @@ def test_a_fault_that_passes_leaves_nothing_to_be_found_again():
 
 def poison(engine: SteppedEngine, value: torch.Tensor | float) -> torch.Tensor:
     """Give the token that embedding; returns the one it had."""
-    weight = engine.processor._runner._model.get_input_embeddings().weight  # type: ignore[attr-defined]
+    model = engine.processor._runner._model  # type: ignore[attr-defined]
+    weight = model.embedding if isinstance(model, FusedDecoder) else model.get_input_embeddings().weight
     before: torch.Tensor = weight[POISON].detach().clone()
     with torch.no_grad():
         weight[POISON] = value
