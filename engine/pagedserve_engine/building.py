@@ -82,7 +82,7 @@ def build_runner(
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
     )
-    return ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs)
+    return ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs, draw=draw_for(device))
 
 
 def attention_of(config: EngineConfig, device: torch.device) -> AttentionBackend:
@@ -103,7 +103,6 @@ def capture(
     runner.capture(
         CudaRecorder(device) if recorder is None else recorder,
         sizes,
-        draw=draw_for(device),
         each=functools.partial(_show, disable=recorder is not None),
     )
     if runner.graphs is not None:
@@ -133,7 +132,7 @@ def wants_graphs(config: EngineConfig, device: torch.device, recorder: Recorder 
 
 
 def draw_for(device: torch.device) -> Draw | None:
-    """How a captured step draws on ``device``: our kernels, where they run."""
+    """How tokens are drawn on ``device`` where nothing more is asked: by our kernels, where they run."""
     if device.type != "cuda":
         return None
     from pagedserve_engine.kernels.sampling import sample

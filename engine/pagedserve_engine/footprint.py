@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagedserve_engine.building import build_runner, draw_for, wants_graphs
+from pagedserve_engine.building import build_runner, wants_graphs
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.tensors import CacheTensors, choose_cache_dtype
 from pagedserve_engine.config import EngineConfig
@@ -119,7 +119,7 @@ def measure_graphs(config: EngineConfig, runner: ModelRunner, device: torch.devi
     sizes = graph_sizes(config.max_num_seqs)
     taken: list[int] = []
     for measured in (sizes[-1:], sizes[-2:]):
-        runner.capture(CudaRecorder(device), measured, draw=draw_for(device))
+        runner.capture(CudaRecorder(device), measured)
         if runner.graphs is None:
             return 0
         taken.append(runner.graphs.num_bytes)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pagedserve_engine.batch import Batch
+from pagedserve_engine.batch import Batch, Int32Array
 from pagedserve_engine.errors import PagedServeError
 from pagedserve_engine.graphs import Choosing, DecodeGraphs, GraphKey, Recorder
 from pagedserve_engine.inputs import InputBuilder, PromptRow, StepInputs
@@ -35,7 +35,13 @@ class ModelRunner:
     """Runs batches through one model on one device."""
 
     def __init__(
-        self, model: torch.nn.Module, inputs: InputBuilder, sampling: SamplingState, *, max_num_seqs: int
+        self,
+        model: torch.nn.Module,
+        inputs: InputBuilder,
+        sampling: SamplingState,
+        *,
+        max_num_seqs: int,
+        draw: Draw | None = None,
     ) -> None:
         self._model = model
         self._inputs = inputs
@@ -44,7 +50,8 @@ class ModelRunner:
         self._prompt_lens = np.zeros(max_num_seqs, np.int32)
         """[max_num_seqs] prompt tokens of the request bound to each slot."""
         self._graphs: DecodeGraphs[CapturedStep] | None = None
-        self._draw: Draw | None = None
+        self.draw = draw
+        """How tokens are drawn where nothing more is asked; None: as ``sampling`` does all else."""
         self._draws = torch.zeros(Draws.NUM_PARTS, max_num_seqs, dtype=torch.float64, device=self._device)
         """[6, max_num_seqs] what a captured step draws by."""
         self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=self._device)
@@ -109,6 +116,9 @@ class ModelRunner:
         """Choose the sampled rows' next tokens, keep them for the next step, and send them to the host."""
         slots = batch.slots[batch.sampled]
         positions = (batch.context_lens + batch.query_lens)[batch.sampled]
+        draws = None if self.draw is None else self._sampling.draws(slots, positions)
+        if draws is not None and not draws.greedy:
+            return self._draw_rows(slots, inputs, logits, draws)
         tensors = self._sampling.prepare(slots, positions, positions - self._prompt_lens[slots])
         rows = len(slots)
         sampled = choose(logits[:rows], tensors, inputs.sampled_slots[:rows], last_tokens=self.last_tokens)
@@ -118,6 +128,13 @@ class ModelRunner:
             logprobs=None if sampled.logprobs is None else to_host(sampled.logprobs),
             reported=self._sampling.reported(slots),
         )
+
+    def _draw_rows(self, slots: Int32Array, inputs: StepInputs, logits: torch.Tensor, draws: Draws) -> SampledRows:
+        assert self.draw is not None
+        rows = len(slots)
+        token_ids = self.draw(logits[:rows], self._inputs.put(draws.numbers))
+        marked = keep(logits[:rows], token_ids, inputs.sampled_slots[:rows], last_tokens=self.last_tokens)
+        return SampledRows(marked.to("cpu", non_blocking=True), logprobs=None, reported=self._sampling.reported(slots))
 
     # --- captured steps ---------------------------------------------------------------------------------------------
 
@@ -131,16 +148,14 @@ class ModelRunner:
         recorder: Recorder,
         sizes: Sequence[int],
         *,
-        draw: Draw | None,
         each: Callable[[Iterable[GraphKey]], Iterable[GraphKey]] = iter,
     ) -> None:
         """Capture steps of so many decoding rows, before any request runs; leaves none where that can't be done.
 
-        Without ``draw`` only greedy rows are sampled inside. ``each`` may show progress.
+        Without a ``draw`` of its own, only greedy rows are sampled inside. ``each`` may show progress.
         """
-        self._draw = draw
         graphs = DecodeGraphs(recorder, self._prepare)
-        if graphs.capture(sizes, tuple(Choosing) if draw is not None else (Choosing.GREEDY,), each=each):
+        if graphs.capture(sizes, tuple(Choosing) if self.draw is not None else (Choosing.GREEDY,), each=each):
             self._graphs = graphs
 
     def release_graphs(self) -> None:
@@ -158,8 +173,8 @@ class ModelRunner:
         def run() -> CapturedStep:
             inputs.carry_over(self.last_tokens)
             logits = self._call_model(inputs)
-            if key.choosing is Choosing.DRAWN and self._draw is not None:
-                token_ids = self._draw(logits, draws)
+            if key.choosing is Choosing.DRAWN and self.draw is not None:
+                token_ids = self.draw(logits, draws)
             else:
                 token_ids = logits.argmax(-1)
             marked = keep(logits, token_ids, inputs.sampled_slots, last_tokens=self.last_tokens)
@@ -178,14 +193,13 @@ class ModelRunner:
         assert self._graphs is not None
         rows, positions = len(batch.slots), batch.context_lens + batch.query_lens
         draws = self._sampling.draws(batch.slots, positions)
-        inside = draws is not None and (draws.greedy or self._draw is not None)
+        inside = draws is not None and (draws.greedy or self.draw is not None)
         choosing = Choosing.DRAWN if inside and draws is not None and not draws.greedy else Choosing.GREEDY
         if choosing is Choosing.DRAWN and draws is not None:
             self._draws[:, :rows].copy_(self._inputs.put(draws.numbers))
         step = self._graphs.replay(GraphKey(num_rows, choosing))
         if not inside:
             return self._sample(batch, inputs, step.logits)
-        self._sampling.record(batch.slots, step.token_ids[:rows])
         token_ids = step.marked[:rows].to("cpu", non_blocking=True)
         return SampledRows(token_ids, logprobs=None, reported=self._sampling.reported(batch.slots))
 

@@ -56,7 +56,7 @@ def test_graphs_are_captured_largest_first_and_the_smallest_that_fits_is_replaye
 
 def test_a_model_that_cannot_be_captured_is_launched_kernel_by_kernel(caplog: pytest.LogCaptureFixture) -> None:
     engine = engine_of()
-    engine.core.runner.capture(RepeatingRecorder(refuses="operation not permitted"), (1, 2), draw=draw)
+    engine.core.runner.capture(RepeatingRecorder(refuses="operation not permitted"), (1, 2))
     assert engine.core.runner.graphs is None
     assert "operation not permitted" in caplog.text
     engine.add([5, 6, 7], 4)
@@ -83,7 +83,8 @@ def test_steps_that_the_host_plans_are_not_captured(caplog: pytest.LogCaptureFix
 def test_replayed_steps_bring_the_tokens_of_launched_ones(family: str, mix: list[dict[str, Any]], depth: int) -> None:
     plain, captured = engine_of(family, depth), engine_of(family, depth)
     recorder = RepeatingRecorder()
-    captured.core.runner.capture(recorder, graph_sizes(8), draw=draw)
+    captured.core.runner.draw = draw
+    captured.core.runner.capture(recorder, graph_sizes(8))
     num_recorded = recorder.num_recorded
     for engine in (plain, captured):
         load(engine, mix)
@@ -97,7 +98,7 @@ def test_replayed_steps_bring_the_tokens_of_launched_ones(family: str, mix: list
 def test_replays_are_counted_and_mixed_steps_are_not_replayed() -> None:
     engine = engine_of()
     recorder = RepeatingRecorder()
-    engine.core.runner.capture(recorder, (1, 2), draw=None)
+    engine.core.runner.capture(recorder, (1, 2))
     engine.add([5, 6, 7], 4)
     counted = 0
     while not engine.scheduler.idle:
@@ -108,7 +109,7 @@ def test_replays_are_counted_and_mixed_steps_are_not_replayed() -> None:
 def test_more_rows_than_any_graph_has_are_launched() -> None:
     engine = engine_of()
     recorder = RepeatingRecorder()
-    engine.core.runner.capture(recorder, (1,), draw=None)
+    engine.core.runner.capture(recorder, (1,))
     for start in (5, 15):
         engine.add([start, start + 1], 3)
     engine.run()
