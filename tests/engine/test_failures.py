@@ -40,10 +40,13 @@ Scenario = Callable[[TestClient, ShadowEngine], Awaitable[None]]
 
 
 def drive(scenario: Scenario, *, max_num_seqs: int = 8, held: bool = False, **options: Any) -> None:
-    """Run ``scenario`` with a client of a server around a shadow engine; ``held`` makes steps wait to be let."""
+    """Run ``scenario`` with a client of a server around a shadow engine; ``held`` makes steps wait to be let.
 
-    async def run() -> None:
-        shadow = make_shadow(EngineConfig(max_num_seqs=max_num_seqs), **options)
+    Once with one step at a time, and once with a step in flight.
+    """
+
+    async def run(depth: int) -> None:
+        shadow = make_shadow(EngineConfig(max_num_seqs=max_num_seqs), steps_in_flight=depth, **options)
         shadow.steps.held = held
         async with serving(shadow.engine) as client:  # type: ignore[arg-type]
             await until(lambda: shadow.engine.ready, "a loaded engine")
@@ -52,7 +55,8 @@ def drive(scenario: Scenario, *, max_num_seqs: int = 8, held: bool = False, **op
             finally:
                 shadow.steps.release()
 
-    asyncio.run(run())
+    for depth in (0, 1):
+        asyncio.run(run(depth))
 
 
 async def complete(client: TestClient, prompt: str, *, stream: bool = False, max_tokens: int = 8) -> Reply:

@@ -33,9 +33,14 @@ class Gate(ShadowRunner):
         return super().launch(batch)
 
 
+@pytest.fixture(params=[0, 1], ids=["one step at a time", "a step in flight"])
+def depth(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture
-def manager() -> Iterator[ContinuousBatchingManager]:
-    processor, _ = shadow_processor()
+def manager(depth: int) -> Iterator[ContinuousBatchingManager]:
+    processor, _ = shadow_processor(steps_in_flight=depth)
     manager = ContinuousBatchingManager(processor)
     manager.start()
     yield manager
@@ -72,8 +77,8 @@ def test_a_cancelled_request_ends_and_the_others_go_on(manager: ContinuousBatchi
     assert collect(manager.request_id_iter(other)).token_ids == expected_output([2], 6, VOCAB)
 
 
-def test_stop_with_drain_lets_everything_finish() -> None:
-    manager = ContinuousBatchingManager(shadow_processor()[0])
+def test_stop_with_drain_lets_everything_finish(depth: int) -> None:
+    manager = ContinuousBatchingManager(shadow_processor(steps_in_flight=depth)[0])
     manager.start()
     ids = [manager.add_request([n], params(20)) for n in range(1, 5)]
     manager.stop(block=True, drain=True)
@@ -83,8 +88,8 @@ def test_stop_with_drain_lets_everything_finish() -> None:
         manager.add_request([1])
 
 
-def test_stop_without_drain_answers_every_request() -> None:
-    processor, runner = shadow_processor(max_num_seqs=1)
+def test_stop_without_drain_answers_every_request(depth: int) -> None:
+    processor, runner = shadow_processor(steps_in_flight=depth, max_num_seqs=1)
     gate = Gate(runner)
     processor._runner = gate
     manager = ContinuousBatchingManager(processor)
@@ -99,8 +104,8 @@ def test_stop_without_drain_answers_every_request() -> None:
         assert isinstance(output.error, CancelledRequestError)
 
 
-def test_a_dead_core_fails_every_request_at_once_with_the_cause_and_is_not_alive() -> None:
-    processor, runner = shadow_processor(max_num_seqs=1)
+def test_a_dead_core_fails_every_request_at_once_with_the_cause_and_is_not_alive(depth: int) -> None:
+    processor, runner = shadow_processor(steps_in_flight=depth, max_num_seqs=1)
     gate = Gate(runner)
     processor._runner = gate
     manager = ContinuousBatchingManager(processor)
@@ -166,8 +171,8 @@ def test_requests_added_together_share_a_step() -> None:
     assert sum(len(item.outputs) for item in news) == 4
 
 
-def test_no_request_is_lost_between_threads_that_add_and_a_core_that_stops() -> None:
-    manager = ContinuousBatchingManager(shadow_processor(max_model_len=50)[0])
+def test_no_request_is_lost_between_threads_that_add_and_a_core_that_stops(depth: int) -> None:
+    manager = ContinuousBatchingManager(shadow_processor(steps_in_flight=depth, max_model_len=50)[0])
     manager.start()
     accepted: list[str] = []
 
