@@ -25,14 +25,18 @@ from pagedserve_engine.scheduler.scheduler import Scheduler
 VOCAB = 1000
 
 
-def next_token(tokens: Sequence[int], vocab_size: int) -> int:
-    return zlib.crc32(np.asarray(tokens, np.int32).tobytes()) % vocab_size
+def next_token(tokens: Sequence[int], vocab_size: int, period: int | None = None) -> int:
+    """With a ``period`` mostly the token that came so many before, so that it can be guessed."""
+    chance = zlib.crc32(np.asarray(tokens, np.int32).tobytes())
+    if period is not None and chance % 4 and len(tokens) >= period:
+        return tokens[-period]
+    return chance % vocab_size
 
 
-def expected_output(prompt: Sequence[int], num_tokens: int, vocab_size: int) -> list[int]:
+def expected_output(prompt: Sequence[int], num_tokens: int, vocab_size: int, period: int | None = None) -> list[int]:
     tokens = list(prompt)
     for _ in range(num_tokens):
-        tokens.append(next_token(tokens, vocab_size))
+        tokens.append(next_token(tokens, vocab_size, period))
     return tokens[len(prompt) :]
 
 
@@ -59,9 +63,16 @@ class ShadowStep:
 
 class ShadowRunner:
     def __init__(
-        self, layout: CacheLayout, *, num_blocks: int, max_num_seqs: int = 64, vocab_size: int = VOCAB
+        self,
+        layout: CacheLayout,
+        *,
+        num_blocks: int,
+        max_num_seqs: int = 64,
+        vocab_size: int = VOCAB,
+        period: int | None = None,
     ) -> None:
         self.layout = layout
+        self.period = period
         self.vocab_size = vocab_size
         self.pages = np.full((len(layout.groups), num_blocks * layout.block_size), -1, np.int64)
         self.known: list[list[int]] = [[] for _ in range(max_num_seqs)]
@@ -94,10 +105,7 @@ class ShadowRunner:
             # What follows a failed step may read its garbage; its results are void.
             if not self.num_unread_failures:
                 return ShadowStep(self, None, Corruption(str(error)))
-        sampled = batch.slots[batch.sampled].tolist()
-        tokens = [next_token(self.known[slot], self.vocab_size) for slot in sampled]
-        for slot, token in zip(sampled, tokens, strict=True):
-            self.known[slot].append(token)
+        tokens = [self._sample(batch, row) for row in np.flatnonzero(batch.sampled).tolist()]
         self.num_prompt_tokens += int(batch.query_lens[batch.num_decodes :].sum())
         return ShadowStep(self, StepOutput(np.array(tokens, np.int32), {}, self._score(batch), {}))
 
@@ -108,12 +116,30 @@ class ShadowRunner:
         self.num_unread_failures += 1
         return ShadowStep(self, None, error)
 
+    def _sample(self, batch: Batch, row: int) -> int:
+        """The token behind the row's queries; the device knows it where it follows what it knows, drafts or not."""
+        known, stop = self.known[int(batch.slots[row])], int(batch.context_lens[row] + batch.query_lens[row])
+        queries = self._drafted(batch, row)
+        token = next_token([*known[: stop - len(queries)], *queries], self.vocab_size, self.period)
+        if len(known) == stop and known[stop - len(queries) :] == queries:
+            known.append(token)
+        return token
+
+    def _drafted(self, batch: Batch, row: int) -> list[int]:
+        """The drafted tokens of a row's slot up to the row's own."""
+        depth = int(batch.depths[row]) if row < len(batch.depths) else 0
+        return batch.token_ids[row - depth + 1 : row + 1].tolist()
+
     def _tokens(self, batch: Batch) -> np.ndarray:
         """The query tokens, those that are carried over from the device."""
         tokens = batch.token_ids.astype(np.int64)
         carried = np.flatnonzero(batch.carried)
         assert (carried < batch.num_decodes).all(), "only decoding rows take their token from the device"
         tokens[carried] = [self.known[slot][-1] for slot in batch.slots[carried].tolist()]
+        for row in np.flatnonzero(~batch.carried[: batch.num_decodes]).tolist():
+            if row >= len(batch.depths) or not batch.depths[row]:
+                known, context = self.known[int(batch.slots[row])], int(batch.context_lens[row])
+                assert known[context:] == [tokens[row]], f"{batch.requests[row].request_id} goes on at another place"
         return tokens
 
     def _score(self, batch: Batch) -> dict[int, list[TokenLogprob]]:
@@ -141,7 +167,8 @@ class ShadowRunner:
 
     def _verify(self, batch: Batch, row: int) -> None:
         context, stop = int(batch.context_lens[row]), int(batch.context_lens[row] + batch.query_lens[row])
-        known = self.known[int(batch.slots[row])]
+        drafted = self._drafted(batch, row)
+        known = [*self.known[int(batch.slots[row])][: stop - len(drafted)], *drafted]
         assert len(known) >= stop, f"{batch.requests[row].request_id} computes what nobody knows"
         for group in self.layout.groups:
             first = 0 if group.window is None else max(0, context - group.window + 1)
