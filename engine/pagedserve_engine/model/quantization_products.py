@@ -1,7 +1,8 @@
 """Products of activations with 8-bit weights, by device: each takes what a quantised layer holds and gives its output.
 
-All compute ``x @ (weight * scale).T + bias`` with sums in float32 and one rounding to the dtype of ``x``; they differ
-in what they multiply: 8-bit floats on both sides, or activations as they are and weights widened.
+All compute ``x @ (weight * scale).T + bias`` with sums in float32, rounded to the dtype of ``x`` (some products before
+the bias is added); they differ in what they multiply: 8-bit floats on both sides, or activations as they are and
+weights widened.
 """
 
 from __future__ import annotations
