@@ -13,6 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch.nn import functional
 
+from pagedserve_engine.native.library import MissingLibraryError, load_library
+from pagedserve_engine.native.ops import NativeOps
+
 logger = logging.getLogger(__name__)
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -146,16 +149,14 @@ def _store(pages: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> None
 
 
 def choose_ops(device: torch.device) -> Ops:
-    """The fastest operations that are there for ``device``."""
-    if device.type == "cuda":
-        return _triton_ops()
-    return TorchOps()
-
-
-def _triton_ops() -> Ops:
+    """The fastest operations that are there for ``device``; those of torch, with a warning, where it has no others."""
     try:
-        from pagedserve_engine.kernels.ops import TritonOps
-    except ImportError as error:
-        logger.warning("the decoder runs its small operations in torch, which is slower: %s", error)
+        if device.type == "cuda":
+            # Builds of torch without CUDA come without Triton.
+            from pagedserve_engine.kernels.ops import TritonOps
+
+            return TritonOps()
+        return NativeOps(load_library())
+    except (ImportError, MissingLibraryError) as error:
+        logger.warning("the decoder's small operations run in torch, which is slower: %s", error)
         return TorchOps()
-    return TritonOps()
