@@ -20,10 +20,24 @@ from pagedserve_engine.errors import ConfigError, ModelLoadError
 from pagedserve_engine.model import products
 from pagedserve_engine.model.decoder import FusedDecoder, Linear
 from pagedserve_engine.model.decoder_loading import random_decoder, read_decoder
+from pagedserve_engine.model.loader import weights_bytes
+from pagedserve_engine.model.products import PackedLinear
 from pagedserve_engine.model.progress import NoBar
 from pagedserve_engine.model.shards import Share
 
 IDS = list(range(5, 45))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products stay as they are read."""
+    monkeypatch.setattr(products, "packed_slowdown", lambda ops, dtype: 2.0)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products run in the compiled kernels."""
+    monkeypatch.setattr(products, "packed_slowdown", lambda ops, dtype: 0.5)
 
 
 def rewritten(tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], name: str = "llama") -> Path:
@@ -41,6 +55,7 @@ def parameters(folder: Path, rank: int = 0, world: int = 1) -> dict[str, torch.T
     return dict(fused(folder, rank=rank, world=world).named_parameters())
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("name", ["llama", "phi3"])
 def test_the_shares_of_ranks_stacked_are_the_whole(name: str) -> None:
     folder = tiny_model(name, num_key_value_heads=2)[1]
@@ -61,6 +76,7 @@ def test_the_shares_of_ranks_stacked_are_the_whole(name: str) -> None:
             assert torch.equal(torch.cat(parts), tensor), key
 
 
+@pytest.mark.usefixtures("plain")
 def test_key_heads_are_repeated_where_there_are_fewer_than_ranks() -> None:
     folder = tiny_model("llama", num_key_value_heads=2)[1]
     whole = parameters(folder)["layers.1.qkv.weight"]
@@ -72,6 +88,7 @@ def test_key_heads_are_repeated_where_there_are_fewer_than_ranks() -> None:
         assert torch.equal(share, torch.cat((query[head], key[shared], value[shared])))
 
 
+@pytest.mark.usefixtures("plain")
 def test_one_rank_alone_adds_the_bias_of_a_summed_product() -> None:
     folder = tiny_model("llama", attention_bias=True, mlp_bias=True)[1]
     whole, first, second = parameters(folder), parameters(folder, 0, 2), parameters(folder, 1, 2)
@@ -103,8 +120,8 @@ def test_a_decoder_is_found_under_the_names_of_larger_models_and_smaller_ones(tm
         assert isinstance(found, dict)
         return found | ({"vision_tower.patch.weight": torch.ones(2, 2)} if prefix else {})
 
-    model, plain = fused(rewritten(tmp_path, change)), fused(tiny_model("llama")[1])
-    assert torch.equal(OneSequence(model).run(IDS), OneSequence(plain).run(IDS))
+    model, usual = fused(rewritten(tmp_path, change)), fused(tiny_model("llama")[1])
+    assert torch.equal(OneSequence(model).run(IDS), OneSequence(usual).run(IDS))
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
@@ -147,15 +164,17 @@ def test_tensors_that_are_no_weights_are_passed_over(tmp_path: Path) -> None:
     assert isinstance(fused(rewritten(tmp_path, change)), FusedDecoder)
 
 
+@pytest.mark.usefixtures("plain")
 def test_tied_weights_may_stand_in_the_file_twice(tmp_path: Path) -> None:
     folder = rewritten(tmp_path, lambda tensors: tensors)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     model = fused(folder)
     assert model.head is None
-    assert torch.equal(model.embedding, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
+    assert torch.equal(model.embedding.weight, load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_model_in_several_files_is_read_whole_with_progress_by_bytes(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model("llama")[1], tmp_path / "model"))
     tensors = load_file(folder / "model.safetensors")
@@ -185,6 +204,7 @@ def test_a_model_in_several_files_is_read_whole_with_progress_by_bytes(tmp_path:
 # --- dtypes and other forms of products ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("tied", [True, False])
 def test_slow_16_bit_products_hold_their_rounded_values_in_float32(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
     monkeypatch.setattr(products, "measure_slowdown", lambda dtype: 3.0)
@@ -192,7 +212,7 @@ def test_slow_16_bit_products_hold_their_rounded_values_in_float32(monkeypatch: 
     model = fused(folder, dtype=torch.bfloat16)
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     assert {linear.weight.dtype for linear in linears} == {torch.float32}
-    assert model.embedding.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert model.embedding.weight.dtype == (torch.float32 if tied else torch.bfloat16)
     for tensor in model.parameters():
         assert torch.equal(tensor, tensor.bfloat16().to(tensor.dtype))
     monkeypatch.setattr(products, "measure_slowdown", lambda dtype: 1.0)
@@ -216,6 +236,7 @@ class Doubled(nn.Module):
         return product if self.bias is None else product + self.bias  # type: ignore[operator]
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("random", [False, True])
 def test_products_change_their_form_one_layer_at_a_time_and_the_wide_ones_are_freed(random: bool) -> None:
     wide: list[weakref.ref[torch.Tensor]] = []
@@ -229,19 +250,20 @@ def test_products_change_their_form_one_layer_at_a_time_and_the_wide_ones_are_fr
 
     folder = tiny_model("qwen2")[1]
     if random:
-        model = random_decoder(blueprint(folder), build(make_linear=make_linear), seed=1)
+        model = random_decoder(blueprint(folder), build(quantize=make_linear), seed=1)
     else:
-        model = fused(folder, make_linear=make_linear)
+        model = fused(folder, quantize=make_linear)
     assert len(wide) == 2 * 4
     assert most == 1, "wide weights pile up"
     assert not any(reference() is not None for reference in wide)
     assert model.head is not None, "the output layer keeps its width"
     assert isinstance(model.head, Linear)
     if not random:
-        plain = OneSequence(fused(folder)).run(IDS)
-        torch.testing.assert_close(OneSequence(model).run(IDS), plain, atol=1e-4, rtol=1e-4)
+        expected = OneSequence(fused(folder)).run(IDS)
+        torch.testing.assert_close(OneSequence(model).run(IDS), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("plain")
 def test_random_weights_have_the_spread_of_the_configuration_and_norms_that_change_nothing() -> None:
     for name, neutral in (("llama", 1.0), ("gemma2", 0.0)):
         model = random_decoder(blueprint(tiny_model(name)[1]), build(), seed=3)
@@ -252,12 +274,40 @@ def test_random_weights_have_the_spread_of_the_configuration_and_norms_that_chan
                 assert tensor.std().item() == pytest.approx(0.2, rel=0.1), key
         again = random_decoder(blueprint(tiny_model(name)[1]), build(), seed=3)
         other = random_decoder(blueprint(tiny_model(name)[1]), build(), seed=4)
-        assert torch.equal(model.embedding, again.embedding)
-        assert not torch.equal(model.embedding, other.embedding)
+        assert torch.equal(model.embedding.weight, again.embedding.weight)
+        assert not torch.equal(model.embedding.weight, other.embedding.weight)
 
 
+@pytest.mark.usefixtures("plain")
 def test_every_weight_of_transformers_modules_arrives() -> None:
     folder = tiny_model("llama")[1]
     model = fused(folder)
     theirs = sum(parameter.numel() for parameter in load_reference(folder).parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == theirs
+
+
+@pytest.mark.usefixtures("packed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "tied"), [("qwen2", True), ("llama", False), ("gemma3", True)])
+def test_packed_products_give_the_same_answers(
+    monkeypatch: pytest.MonkeyPatch, name: str, tied: bool, dtype: torch.dtype
+) -> None:
+    folder = tiny_model(name, tie_word_embeddings=tied, vocab_size=251)[1]
+    model = fused(folder, dtype=dtype)
+    assert not [module for module in model.modules() if isinstance(module, Linear)]
+    assert isinstance(model.head, PackedLinear)
+    monkeypatch.setattr(products, "packed_slowdown", lambda ops, dtype: 2.0)
+    usual = fused(folder, dtype=dtype)
+    every = torch.arange(251)
+    assert torch.equal(model.embedding(every).to(dtype), usual.embedding(every).to(dtype)), "rows of the table"
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 0.1, "rtol": 0.03}
+    torch.testing.assert_close(OneSequence(model).run(IDS), OneSequence(usual).run(IDS), **tolerance)
+    ours, theirs = weights_bytes(model), weights_bytes(usual)
+    assert ours <= theirs * 1.05, "one copy of each weight is held"
+
+
+@pytest.mark.usefixtures("packed")
+def test_small_products_stay_small_beside_a_packed_output_layer() -> None:
+    model = fused(tiny_model("qwen2")[1], quantize=Doubled)
+    assert isinstance(model.head, PackedLinear)
+    assert isinstance(model.layers[0].down, Doubled)  # type: ignore[union-attr]

@@ -72,6 +72,18 @@ class Linear(nn.Module):
         return self._ops.linear(x, self.weight, self.bias)
 
 
+class Embedding(nn.Module):
+    """A row of ``weight`` [tokens, hidden] for each token."""
+
+    def __init__(self, tokens: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tokens, hidden), requires_grad=False)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T] to [T, hidden], in the dtype of the weight."""
+        return functional.embedding(token_ids, self.weight)
+
+
 class Norm(nn.Module):
     """A root mean square norm over the last dimension."""
 
@@ -168,19 +180,22 @@ class FusedDecoder(nn.Module):
         self._ops = ops
         scale = torch.tensor(recipe.embedding_scale, device="cpu")
         self._embedding_scale = float(scale.to(dtype)) if recipe.rounds_embedding_scale else recipe.embedding_scale
-        self.embedding = nn.Parameter(torch.empty(share.vocab_rows, share.hidden_size), requires_grad=False)
+        self.embedding: nn.Module = Embedding(share.vocab_rows, share.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(recipe, share, ops, index=index, collective=collective) for index in range(share.num_layers)
         )
         self.norm = Norm(ops, recipe, share.hidden_size)
-        self.head = None if share.tied else Linear(ops, share.hidden_size, share.vocab_rows, bias=False)
+        self.head: nn.Module | None = None
+        """The output layer; None where it is the embedding's table."""
+        if not share.tied:
+            self.head = Linear(ops, share.hidden_size, share.vocab_rows, bias=False)
         for name, table in rotary.items():
             self.register_buffer(_table(name), table, persistent=False)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.embedding.device
+        return self.norm.weight.device
 
     def forward(
         self,
@@ -215,17 +230,18 @@ class FusedDecoder(nn.Module):
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T, hidden]; a rank finds the rows that it holds, and the ranks' sum is every token's."""
         if self._collective is None:
-            rows = functional.embedding(token_ids, self.embedding).to(self.dtype)
+            rows: torch.Tensor = self.embedding(token_ids).to(self.dtype)
         else:
             local = token_ids - self.share.first_vocab_row
             elsewhere = (local < 0) | (local >= self.share.vocab_rows)
-            rows = functional.embedding(local.masked_fill(elsewhere, 0), self.embedding).to(self.dtype)
+            rows = self.embedding(local.masked_fill(elsewhere, 0)).to(self.dtype)
             rows = self._collective.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0))
         return rows if self._embedding_scale == 1.0 else rows.mul_(self._embedding_scale)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """[K, vocab]"""
-        logits = self._ops.linear(x, self.embedding, None) if self.head is None else self.head(x)
+        logits: torch.Tensor
+        logits = self._ops.linear(x, self.embedding.weight, None) if self.head is None else self.head(x)  # type: ignore[arg-type]
         if self._collective is not None:
             logits = self._collective.all_gather(logits)[:, : self.share.vocab_size]
         if self.recipe.logits_divisor != 1.0:

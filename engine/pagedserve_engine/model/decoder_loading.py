@@ -18,12 +18,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Gene
 from pagedserve_engine.model.decoder import Collective, FusedDecoder
 from pagedserve_engine.model.decoder_rotary import rotary_tables
 from pagedserve_engine.model.ops import choose_ops
-from pagedserve_engine.model.products import product_dtype
+from pagedserve_engine.model.products import MakeLinear, choose_products
 from pagedserve_engine.model.progress import Progress
 from pagedserve_engine.model.recipes import NotCovered, Recipe, read_recipe
 from pagedserve_engine.model.shards import Share, TensorPlan, plan_tensors
 from pagedserve_engine.model.spec import ModelSpec
-from pagedserve_engine.model.weights import MakeLinear, WeightFiller, fill_random, load_weights
+from pagedserve_engine.model.weights import WeightFiller, fill_random, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class Build:
     dtype: torch.dtype
     positions: int
     """Length of the rotary tables, tokens."""
-    make_linear: MakeLinear | None = None
-    """Gives each product but the output layer another form once its weights are there."""
+    quantize: MakeLinear | None = None
+    """Makes each product but the output layer small once its weights are there."""
     rank: int = 0
     world: int = 1
     collective: Collective | None = None
@@ -104,17 +104,17 @@ def _start(blueprint: Blueprint, build: Build) -> tuple[FusedDecoder, WeightFill
     recipe, spec = blueprint.recipe, blueprint.spec
     share = Share.of(spec, build.rank, build.world)
     rotary = rotary_tables(blueprint.skeleton, recipe, spec, positions=build.positions, device=build.device)
+    ops = choose_ops(build.device)
     with torch.device("meta"):
         decoder = FusedDecoder(
             recipe,
             share,
-            choose_ops(build.device),
+            ops,
             dtype=build.dtype,
             rotary=rotary,
             collective=build.collective,
         )
     decoder.config = blueprint.config
-    # Quantisation starts from the values as they are served.
-    weight_dtype = product_dtype(build.dtype, build.device) if build.make_linear is None else build.dtype
-    filler = WeightFiller(decoder, build.device, weight_dtype=weight_dtype, make_linear=build.make_linear)
+    products = choose_products(ops, build.dtype, build.device, quantize=build.quantize)
+    filler = WeightFiller(decoder, build.device, products)
     return decoder.train(False), filler, plan_tensors(recipe, share, spec)

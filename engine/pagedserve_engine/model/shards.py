@@ -103,7 +103,7 @@ def _tensors(recipe: Recipe, share: Share, spec: ModelSpec) -> _Named:
     first = share.first_vocab_row
     rows = (min(first, spec.vocab_size), min(first + share.vocab_rows, spec.vocab_size))
     vocabulary = (spec.vocab_size, spec.hidden_size)
-    yield "embed_tokens.weight", TensorPlan(vocabulary, (Piece("embedding", 0, rows, None),))
+    yield "embed_tokens.weight", TensorPlan(vocabulary, (Piece("embedding.weight", 0, rows, None),))
     if not share.tied:
         yield "lm_head.weight", TensorPlan(vocabulary, (Piece("head.weight", 0, rows, None),))
     yield "norm.weight", _whole("norm.weight", spec.hidden_size)

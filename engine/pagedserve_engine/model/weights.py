@@ -2,8 +2,8 @@
 
 The decoder begins on the meta device. Each tensor of each file is read once, in the order of the file, and its pieces
 are copied into the fused parameters, which are made when their first piece comes; on a GPU the copies go through two
-pinned buffers. When a product's last piece has come, ``make_linear`` may turn it into another form: the wide one is
-freed before the next layer's is made. The host holds one tensor at most at any time.
+pinned buffers. When a product's last piece has come, it takes the form that its device multiplies best (``Products``):
+the plain one is freed before the next is made. The host holds one tensor at most at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,10 @@ from safetensors import safe_open
 from torch import nn
 
 from pagedserve_engine.errors import ModelLoadError
-from pagedserve_engine.model.decoder import FusedDecoder, Linear, Norm
+from pagedserve_engine.model.decoder import Embedding, FusedDecoder, Linear, Norm
+from pagedserve_engine.model.products import Products
 from pagedserve_engine.model.progress import Progress
 from pagedserve_engine.model.shards import Piece, TensorPlan
-
-MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
-"""From a product's weight [out, in] and bias to the module that stands in its place."""
 
 STAGING_BYTES = 64 << 20
 
@@ -39,17 +37,8 @@ _COMPUTED = re.compile(r"rotary_emb\.|\.masked_bias$|\.attention\.bias$")
 class WeightFiller:
     """Makes a decoder's parameters on the device as they are filled, and finishes each product once it is full."""
 
-    def __init__(
-        self,
-        decoder: FusedDecoder,
-        device: torch.device,
-        *,
-        weight_dtype: torch.dtype,
-        make_linear: MakeLinear | None = None,
-    ) -> None:
-        """``weight_dtype`` holds the products' values, which are rounded to the decoder's dtype first."""
-        self._decoder, self._device = decoder, device
-        self._weight_dtype, self._make_linear = weight_dtype, make_linear
+    def __init__(self, decoder: FusedDecoder, device: torch.device, products: Products) -> None:
+        self._decoder, self._device, self._products = decoder, device, products
         self._staging = _Staging(device) if device.type == "cuda" else None
         self._waiting: Counter[str] = Counter()
 
@@ -66,8 +55,9 @@ class WeightFiller:
         owner = self._decoder.get_submodule(path)
         found: torch.Tensor = getattr(owner, leaf)
         if found.device.type == "meta":
-            wide = isinstance(owner, Linear) or (owner is self._decoder and self._decoder.head is None)
-            dtype = self._weight_dtype if wide else self._decoder.dtype
+            multiplies = isinstance(owner, Linear) or (isinstance(owner, Embedding) and self._decoder.head is None)
+            # Its values are rounded to the decoder's dtype first, whichever dtype holds them.
+            dtype = self._products.weight_dtype if multiplies else self._decoder.dtype
             found = torch.zeros(found.shape, dtype=dtype, device=self._device)
             setattr(owner, leaf, nn.Parameter(found, requires_grad=False))
         return found
@@ -89,12 +79,14 @@ class WeightFiller:
             self._finish(path)
 
     def _finish(self, path: str) -> None:
-        linear = self._decoder.get_submodule(path)
-        # The output layer keeps its width: its errors reach every token directly.
-        if self._make_linear is None or not isinstance(linear, Linear) or linear is self._decoder.head:
-            return
-        parent, _, leaf = path.rpartition(".")
-        setattr(self._decoder.get_submodule(parent), leaf, self._make_linear(linear.weight, linear.bias))
+        decoder, products = self._decoder, self._products
+        full = decoder.get_submodule(path)
+        if isinstance(full, Embedding) and decoder.head is None and products.tied is not None:
+            decoder.embedding, decoder.head = products.tied(full.weight)
+        make = products.output if full is decoder.head else products.layer
+        if isinstance(full, Linear) and make is not None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(decoder.get_submodule(parent), leaf, make(full.weight, full.bias))
 
 
 class _Staging:
