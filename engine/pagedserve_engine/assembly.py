@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -16,14 +18,18 @@ from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.footprint import formula_bytes, plan_core
 from pagedserve_engine.grammar import GrammarCompiler
 from pagedserve_engine.graphs import Recorder
+from pagedserve_engine.lockstep import LockstepRunner, follow
 from pagedserve_engine.memory import Memory, MemoryPlan, available_memory, format_bytes
 from pagedserve_engine.model.loader import LoadedModel, load_model
+from pagedserve_engine.model.progress import NoBar
 from pagedserve_engine.model.spec import ModelSpec
 from pagedserve_engine.model.tokenizer import Tokenizer
 from pagedserve_engine.processor import ContinuousBatchProcessor
+from pagedserve_engine.ranks import ALONE, Rank, device_of
 from pagedserve_engine.runner import ModelRunner
 from pagedserve_engine.scheduler.scheduler import Scheduler
 from pagedserve_engine.speculation import NgramDrafter
+from pagedserve_engine.workers import Entry, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +68,48 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
     ``steps_in_flight`` None: one where a device computes beside the host, none on a CPU. A ``recorder`` captures steps
     where there are no CUDA graphs.
     """
-    device, before, loaded = _load(config)
-    plan, layout, cache_dtype = plan_core(config, loaded, device, before=before)
-    logger.info("memory: %s", describe(plan))
-    if plan.lowered:
-        logger.warning("memory does not allow all that was asked for; lowered %s", ", ".join(plan.lowered))
+    workers = start_workers(config, serve_rank)
+    with nullcontext() if workers is None else workers.starting():
+        part = prepare(config, ALONE if workers is None else workers.rank, recorder)
+    loaded, device = part.loaded, part.device
+    return Core(
+        processor=ContinuousBatchProcessor(
+            _scheduler(config, part.plan, part.layout, loaded.spec),
+            part.runner if workers is None else LockstepRunner(part.runner, workers),
+            steps_in_flight=choose_steps_in_flight(config, device) if steps_in_flight is None else steps_in_flight,
+            peers=workers,
+        ),
+        runner=part.runner,
+        name=loaded.name,
+        spec=loaded.spec,
+        tokenizer=loaded.tokenizer,
+        grammars=part.grammars,
+        plan=part.plan,
+        dtype=loaded.dtype,
+        device=device,
+        attention=attention_of(config, device).name,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one rank computes with."""
+
+    runner: ModelRunner
+    loaded: LoadedModel
+    plan: MemoryPlan
+    layout: CacheLayout
+    grammars: GrammarCompiler | None
+    device: torch.device
+
+
+def prepare(config: EngineConfig, rank: Rank, recorder: Recorder | None = None) -> Part:
+    """What ``rank`` computes with, ready to run; all ranks do this together."""
+    device, before, loaded = _load(config, rank)
+    rank.connect(device)
+    plan, layout, cache_dtype = plan_core(config, loaded, device, before=before, rank=rank)
+    if rank.index == 0:
+        _tell(plan)
     tensors = CacheTensors(layout, plan.num_blocks, cache_dtype, device)
     grammars = None
     if loaded.tokenizer is not None:
@@ -83,23 +126,31 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
         grammars=grammars,
     )
     runner.warm_up(_WARM_UP_TOKENS, 2)
-    capture(config, runner, device, recorder=recorder)
-    return Core(
-        processor=ContinuousBatchProcessor(
-            _scheduler(config, plan, layout, loaded.spec),
-            runner,
-            steps_in_flight=choose_steps_in_flight(config, device) if steps_in_flight is None else steps_in_flight,
-        ),
-        runner=runner,
-        name=loaded.name,
-        spec=loaded.spec,
-        tokenizer=loaded.tokenizer,
-        grammars=grammars,
-        plan=plan,
-        dtype=loaded.dtype,
-        device=device,
-        attention=attention_of(config, device).name,
-    )
+    capture(config, runner, device, recorder=recorder, progress=rank.index == 0)
+    # Captured steps are padded: all ranks replay them, or none.
+    if not all(rank.exchange(runner.graphs is not None)):
+        runner.release_graphs()
+    return Part(runner=runner, loaded=loaded, plan=plan, layout=layout, grammars=grammars, device=device)
+
+
+def serve_rank(config: EngineConfig, rank: Rank, leader: Connection) -> None:
+    """What a rank beside rank 0 does all its life."""
+    follow(leader, prepare(config, rank).runner)
+
+
+def plan_rank(config: EngineConfig, rank: Rank, leader: Connection) -> None:
+    """What a rank beside rank 0 does where only the plan is wanted."""
+    _plan(config, rank)
+    leader.recv_bytes()
+
+
+def start_workers(config: EngineConfig, entry: Entry) -> Workers | None:
+    """The processes of the ranks beside rank 0; None where there are none. Raises ConfigError for missing devices."""
+    world = config.tensor_parallel_size
+    if world == 1:
+        return None
+    device_of(0, world, choose_device(config.device))
+    return Workers(config, entry)
 
 
 def choose_steps_in_flight(config: EngineConfig, device: torch.device) -> int:
@@ -110,20 +161,43 @@ def choose_steps_in_flight(config: EngineConfig, device: torch.device) -> int:
     return 0
 
 
-def _load(config: EngineConfig) -> tuple[torch.device, Memory, LoadedModel]:
-    """The device, its memory before anything was taken, and the model on it."""
-    device = choose_device(config.device)
-    prepare_threads(config)
+def _load(config: EngineConfig, rank: Rank) -> tuple[torch.device, Memory, LoadedModel]:
+    """The rank's device, its memory before anything was taken, and the rank's part of the model on it."""
+    device = device_of(rank.index, rank.world, choose_device(config.device))
+    if device.type == "cuda" and rank.world > 1:
+        torch.cuda.set_device(device)
+    prepare_threads(config, rank.world)
     register()
     before = available_memory(device)
-    return device, before, load_model(config, device, attention_name=ATTENTION_NAME)
+    if device.type == "cpu":
+        before = Memory(free=before.free // rank.world, total=before.total // rank.world)
+    progress = None if rank.index == 0 else NoBar
+    loaded = load_model(config, device, attention_name=ATTENTION_NAME, progress=progress, rank=rank)
+    return device, before, loaded
 
 
 def plan_only(config: EngineConfig) -> tuple[MemoryPlan, int]:
     """The memory plan of ``config`` and the formula's estimate beside it (bytes), without keeping anything."""
-    device, before, loaded = _load(config)
-    plan, layout, _ = plan_core(config, loaded, device, before=before)
+    workers = start_workers(config, plan_rank)
+    if workers is None:
+        return _plan(config, ALONE)
+    with workers.starting():
+        found = _plan(config, workers.rank)
+    workers.close()
+    return found
+
+
+def _plan(config: EngineConfig, rank: Rank) -> tuple[MemoryPlan, int]:
+    device, before, loaded = _load(config, rank)
+    rank.connect(device)
+    plan, layout, _ = plan_core(config, loaded, device, before=before, rank=rank)
     return plan, formula_bytes(plan, loaded.spec, layout)
+
+
+def _tell(plan: MemoryPlan) -> None:
+    logger.info("memory: %s", describe(plan))
+    if plan.lowered:
+        logger.warning("memory does not allow all that was asked for; lowered %s", ", ".join(plan.lowered))
 
 
 def describe(plan: MemoryPlan) -> str:

@@ -44,9 +44,13 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
-def prepare_threads(config: EngineConfig) -> None:
-    """Let the model use the container's processors, no more; what exceeds a quota is throttled."""
-    torch.set_num_threads(cpu_limit() if config.num_threads == "auto" else config.num_threads)
+def prepare_threads(config: EngineConfig, world: int = 1) -> None:
+    """Let the model use the container's processors, no more; what exceeds a quota is throttled.
+
+    ``world`` ranks get equally many.
+    """
+    threads = cpu_limit() if config.num_threads == "auto" else config.num_threads
+    torch.set_num_threads(max(1, threads // world))
 
 
 def build_runner(
@@ -91,11 +95,16 @@ def attention_of(config: EngineConfig, device: torch.device) -> AttentionBackend
 
 
 def capture(
-    config: EngineConfig, runner: ModelRunner, device: torch.device, *, recorder: Recorder | None = None
+    config: EngineConfig,
+    runner: ModelRunner,
+    device: torch.device,
+    *,
+    recorder: Recorder | None = None,
+    progress: bool = True,
 ) -> None:
     """Capture the decode steps that are to be replayed, where the settings and the device allow it.
 
-    A ``recorder`` stands in for CUDA's.
+    A ``recorder`` stands in for CUDA's. Without ``progress`` no bar is shown.
     """
     if not wants_graphs(config, device, recorder):
         return
@@ -103,7 +112,7 @@ def capture(
     runner.capture(
         CudaRecorder(device) if recorder is None else recorder,
         sizes,
-        each=functools.partial(_show, disable=recorder is not None),
+        each=functools.partial(_show, disable=recorder is not None or not progress),
     )
     if runner.graphs is not None:
         graphs = runner.graphs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,9 @@ from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.graphs import CudaRecorder, graph_sizes
 from pagedserve_engine.memory import Memory, MemoryInputs, MemoryPlan, estimate_memory, plan_memory
 from pagedserve_engine.model.loader import LoadedModel
+from pagedserve_engine.model.shards import Share
 from pagedserve_engine.model.spec import ModelSpec
+from pagedserve_engine.ranks import ALONE, Rank
 from pagedserve_engine.runner import ModelRunner
 from pagedserve_engine.scheduler.budget import PROMPT_LOGITS
 
@@ -31,15 +35,18 @@ class Footprint:
 
 
 def plan_core(
-    config: EngineConfig, loaded: LoadedModel, device: torch.device, *, before: Memory
+    config: EngineConfig, loaded: LoadedModel, device: torch.device, *, before: Memory, rank: Rank = ALONE
 ) -> tuple[MemoryPlan, CacheLayout, torch.dtype]:
-    """The memory plan for a loaded model, its cache layout and the cache's dtype. ``before``: free before loading."""
-    spec = loaded.spec
+    """The memory plan for a loaded model, its cache layout and the cache's dtype. ``before``: free before loading.
+
+    Ranks plan for the least of them all, so that all have the same plan.
+    """
+    spec, share = loaded.spec, Share.of(loaded.spec, rank.index, rank.world)
     cache_dtype = choose_cache_dtype(config.kv_cache_dtype, loaded.dtype)
     layout = CacheLayout.build(
         spec.layer_types,
         window=spec.sliding_window,
-        num_kv_heads=spec.num_kv_heads,
+        num_kv_heads=share.num_kv_heads,
         head_dim=spec.head_dim,
         block_size=config.block_size,
         dtype_bytes=cache_dtype.itemsize,
@@ -47,7 +54,7 @@ def plan_core(
     if device.type == "cuda":
         found = measure_footprint(config, loaded, layout, CacheTensors(layout, 1, cache_dtype, device))
     else:
-        found = estimate_footprint(spec, config.max_num_seqs)
+        found = estimate_footprint(part_of(spec, share), config.max_num_seqs)
     inputs = MemoryInputs(
         total=before.total,
         free=before.free,
@@ -65,7 +72,34 @@ def plan_core(
         max_num_seqs=config.max_num_seqs,
         device_type=device.type,
     )
-    return plan_memory(inputs), layout, cache_dtype
+    return plan_memory(worst(rank.exchange(inputs))), layout, cache_dtype
+
+
+def part_of(spec: ModelSpec, share: Share) -> ModelSpec:
+    """The shape of what one rank computes; it sees the logits of the whole vocabulary."""
+    return dataclasses.replace(
+        spec,
+        num_heads=share.num_heads,
+        num_kv_heads=share.num_kv_heads,
+        intermediate_size=share.intermediate_size,
+    )
+
+
+def worst(inputs: Sequence[MemoryInputs]) -> MemoryInputs:
+    """What every rank can count on, of what each measured; on a CPU the ranks share one memory, of which each has told
+    its part."""
+    first = inputs[0]
+    free = [each.free for each in inputs if each.free is not None]
+    return dataclasses.replace(
+        first,
+        total=min(each.total for each in inputs),
+        free=min(free) if first.device_type == "cuda" and free else first.free,
+        weights=max(each.weights for each in inputs),
+        activation_bytes_per_token=max(each.activation_bytes_per_token for each in inputs),
+        activation_fixed=max(each.activation_fixed for each in inputs),
+        static_buffers=max(each.static_buffers for each in inputs),
+        graphs=max(each.graphs for each in inputs),
+    )
 
 
 def estimate_footprint(spec: ModelSpec, max_num_seqs: int) -> Footprint:

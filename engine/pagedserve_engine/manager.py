@@ -183,6 +183,7 @@ class ContinuousBatchingManager:
 
     def start(self) -> None:
         """Start the core's thread."""
+        self._processor.on_failure(lambda: self._inbox.put(_Wake()))
         self._thread.start()
 
     def add_request(
@@ -261,6 +262,7 @@ class ContinuousBatchingManager:
         except BaseException as error:
             self._die(error)
         self._send(News(self._refuse(self._inbox.close()), None, self._num_received))
+        self._processor.close()
 
     def _refuse(self, commands: list[_Command]) -> list[GenerationOutput]:
         """Answer what came too late to be taken in."""

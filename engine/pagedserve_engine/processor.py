@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +46,19 @@ class Runner(Protocol):
         """
 
 
+class Peers(Protocol):
+    """Processes that compute with this one."""
+
+    def check(self) -> None:
+        """Raise DeviceFailedError where one of them has failed."""
+
+    def on_failure(self, wake: Callable[[], object]) -> None:
+        """Call ``wake``, on any thread, once ``check`` raises."""
+
+    def close(self) -> None:
+        """End them; may be called again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _FailedLaunch:
     """A step that never began."""
@@ -59,9 +73,12 @@ class _FailedLaunch:
 class ContinuousBatchProcessor:
     """Owns the scheduler and the runner; every call is made by one thread."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, *, steps_in_flight: int = 0) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, *, steps_in_flight: int = 0, peers: Peers | None = None
+    ) -> None:
         self.scheduler = scheduler
         self._runner = runner
+        self._peers = peers
         self.steps_in_flight = steps_in_flight
         """Steps that may be launched and not read while the next one is scheduled."""
         self._pending: deque[tuple[Batch, PendingStep]] = deque()
@@ -86,6 +103,16 @@ class ContinuousBatchProcessor:
         """End a request; its blocks are free on return. None where it had ended."""
         return self.scheduler.cancel(request_id)
 
+    def on_failure(self, wake: Callable[[], object]) -> None:
+        """Call ``wake``, on any thread, when the next step will raise although there is nothing to do."""
+        if self._peers is not None:
+            self._peers.on_failure(wake)
+
+    def close(self) -> None:
+        """End the processes that compute with this one, if any; the last call."""
+        if self._peers is not None:
+            self._peers.close()
+
     def prepare_next_batch(self) -> Batch | None:
         """What the next step runs; None where there is nothing to do, or nothing before a step in flight is read."""
         batch = self.scheduler.schedule()
@@ -105,6 +132,8 @@ class ContinuousBatchProcessor:
 
         A step that fails ends the requests in it and no other. Raises DeviceFailedError where going on is pointless.
         """
+        if self._peers is not None:
+            self._peers.check()
         started = time.perf_counter()
         self._waited = gap = 0.0
         self._replays = 0

@@ -111,9 +111,10 @@ def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--num-block" in capsys.readouterr().err
 
 
-def test_more_than_one_device_is_refused_with_the_cure() -> None:
-    with pytest.raises(ConfigError, match=r"TENSOR_PARALLEL_SIZE is 2: .* set it to 1"):
-        read(TENSOR_PARALLEL_SIZE="2")
+def test_a_model_may_be_split_over_devices() -> None:
+    assert read(TENSOR_PARALLEL_SIZE="2").tensor_parallel_size == 2
+    with pytest.raises(ConfigError, match="TENSOR_PARALLEL_SIZE is 0: give a number at least 1"):
+        read(TENSOR_PARALLEL_SIZE="0")
 
 
 @pytest.mark.parametrize("name", BOUNDED)

@@ -28,6 +28,7 @@ from pagedserve_engine.model.snapshot import convert
 from pagedserve_engine.model.sources import ModelSource, resolve
 from pagedserve_engine.model.spec import ModelSpec, refusal, token_ids
 from pagedserve_engine.model.tokenizer import Tokenizer
+from pagedserve_engine.ranks import ALONE, Rank
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,16 @@ class LoadedModel:
 
 
 def load_model(
-    config: EngineConfig, device: torch.device, *, attention_name: str, progress: Progress | None = None
+    config: EngineConfig,
+    device: torch.device,
+    *,
+    attention_name: str,
+    progress: Progress | None = None,
+    rank: Rank = ALONE,
 ) -> LoadedModel:
-    """Load what ``config.model`` names onto ``device``; ``attention_name`` is registered with transformers already.
+    """Load what ``config.model`` names, or the part of ``rank``, onto ``device``.
+
+    ``attention_name`` is registered with transformers already.
 
     Raises ModelLoadError, UnsupportedModelError or MemoryPlanError with what to do about it.
     """
@@ -69,9 +77,17 @@ def load_model(
         files = _check_weight_files(source.path) if source.kind == "folder" else []
         blueprint = _choose_decoder(config, source, shape, spec, files)
         if blueprint is None:
+            _check_whole(source, rank)
             model = load_modules(source, shape, spec, Place(device, dtype, attention_name), progress)
         else:
-            build = Build(device=device, dtype=dtype, positions=_positions(config, spec))
+            build = Build(
+                device=device,
+                dtype=dtype,
+                positions=_positions(config, spec),
+                rank=rank.index,
+                world=rank.world,
+                collective=rank.collective,
+            )
             model = _fused_model(blueprint, build, source, files, progress)
     tokenizer = Tokenizer.load(_folder(source), config, model_eos=_model_eos(model, spec))
     spec = dataclasses.replace(spec, eos_token_ids=tokenizer.eos_token_ids if tokenizer else _model_eos(model, spec))
@@ -185,6 +201,15 @@ def _choose_decoder(
         raise UnsupportedModelError(f"DECODER is 'fused' and {source.name}: {found.reason}; set DECODER=auto")
     logger.info("%s runs in transformers' modules, which are slower: %s", source.name, found.reason)
     return None
+
+
+def _check_whole(source: ModelSource, rank: Rank) -> None:
+    if rank.world > 1:
+        raise UnsupportedModelError(
+            f"TENSOR_PARALLEL_SIZE is {rank.world} and {source.name} runs in transformers' modules, which are not "
+            "split over devices: set it to 1, or choose a model that the fused decoder covers (and DECODER=auto)",
+            param="tensor_parallel_size",
+        )
 
 
 def _positions(config: EngineConfig, spec: ModelSpec) -> int:

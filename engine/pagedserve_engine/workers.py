@@ -1,0 +1,286 @@
+"""The processes of the ranks beside rank 0, which is the engine's own: started, told, watched and ended here.
+
+One thread reads all that they say and notices when one ends. Whatever goes wrong at any rank is the end of all: what
+they compute is only true together. So the first failure is kept as the cause, the other processes are killed, and
+rank 0's wait for them ends, on the GPU too. In the other direction a rank ends at once when rank 0's process is gone,
+however that came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, util
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from pagedserve_engine.collectives import RankCollective
+from pagedserve_engine.config import EngineConfig
+from pagedserve_engine.errors import DeviceFailedError, PagedServeError, StartupError
+from pagedserve_engine.logs import configure_logging
+from pagedserve_engine.ranks import Rank
+
+logger = logging.getLogger(__name__)
+
+STEP_SECONDS = 300.0
+"""A step that takes longer is stuck: another rank has stopped and not ended. As long as the core may stall."""
+
+_LOOK_SECONDS = 1.0
+_BLAME_SECONDS = 2.0
+_END_SECONDS = 10.0
+
+
+class Entry(Protocol):
+    """What a rank's process does; a function of a module, so that another process finds it."""
+
+    def __call__(self, config: EngineConfig, rank: Rank, leader: Connection) -> None:
+        """Prepare as rank 0 does, then follow what ``leader`` brings; EOFError is its normal end."""
+
+
+class Workers:
+    """Ranks 1 and up of ``config.tensor_parallel_size``, each in ``entry``."""
+
+    def __init__(self, config: EngineConfig, entry: Entry) -> None:
+        self.world = config.tensor_parallel_size
+        self._folder = tempfile.TemporaryDirectory(prefix="pagedserve-ranks-")
+        store = Path(self._folder.name) / "store"
+        self.collective = RankCollective(0, self.world, store=store, seconds=STEP_SECONDS)
+        self.rank = Rank(0, self.world, self.collective, self._exchange)
+        self._changed = threading.Condition()
+        self._cause: PagedServeError | None = None
+        self._closing = False
+        self._busy_since: float | None = None
+        self._wakes: list[Callable[[], object]] = []
+        self._said: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(1, self.world)]
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+        # Before multiprocessing's own end, which would wait for processes that heed no signal.
+        self._killer = util.Finalize(None, _kill, args=(self._processes,), exitpriority=100)
+        context = multiprocessing.get_context("spawn")
+        for index in range(1, self.world):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_run, args=(config, entry, index, store, theirs), name=f"pagedserve-rank-{index}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+        self._watcher = threading.Thread(target=self._watch, name="pagedserve-ranks", daemon=True)
+        self._watcher.start()
+
+    # --- rank 0's calls ---------------------------------------------------------------------------------------------
+
+    def _exchange(self, own: Any) -> list[Any]:
+        given = [own, *(self._take(index) for index in range(1, self.world))]
+        self.send(pickle.dumps(given))
+        return given
+
+    def _take(self, index: int) -> Any:
+        """What rank ``index`` says next; raises the cause where there is a failure first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cause is not None or not self._said[index - 1].empty())
+            self.check()
+            return self._said[index - 1].get()
+
+    def send(self, message: bytes) -> None:
+        """Give ``message`` to each rank."""
+        for each in self._connections:
+            each.send_bytes(message)
+
+    def check(self) -> None:
+        """Raise the cause where a rank has failed."""
+        if self._cause is not None:
+            raise self._cause
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Raises what keeps any rank from starting, as StartupError or DeviceFailedError, and ends them all."""
+        try:
+            yield
+        except StartupError:
+            self.close()
+            raise
+        except Exception as error:
+            cause = self._blame(error)
+            self.close()
+            raise cause from error
+        except BaseException:
+            self.close()
+            raise
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Whatever goes wrong inside, here or at another rank, is raised as DeviceFailedError with its cause.
+
+        Also when what is inside takes longer than STEP_SECONDS.
+        """
+        self.check()
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            raise self._blame(error) from error
+        finally:
+            self._busy_since = None
+        # A wait that a failure ended looks like one that results ended.
+        self.check()
+
+    def _blame(self, error: Exception) -> PagedServeError:
+        """The failure behind ``error``: where another rank is gone, it's seen here as something else, and first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cause is not None, timeout=_BLAME_SECONDS)
+        return self._cause or DeviceFailedError(f"rank 0 of {self.world} failed: {error}")
+
+    def on_failure(self, wake: Callable[[], object]) -> None:
+        """Call ``wake``, on a thread of ours, once ``check`` has something to raise."""
+        with self._changed:
+            self._wakes.append(wake)
+            failed = self._cause is not None
+        if failed:
+            wake()
+
+    def close(self) -> None:
+        """End the ranks in their order; on return no process is left. May be called again."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        for each in self._connections:
+            each.close()
+        for process in self._processes:
+            process.join(_END_SECONDS if self._cause is None else 0.0)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        self._killer()
+        self._watcher.join()
+        self._folder.cleanup()
+
+    # --- the watcher's thread ---------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while self._cause is None and not self._closing:
+            try:
+                ready = connection.wait([*self._connections, *(p.sentinel for p in self._processes)], _LOOK_SECONDS)
+            except (OSError, ValueError):  # closed meanwhile
+                continue
+            for index in range(1, self.world):
+                if self._connections[index - 1] in ready or self._processes[index - 1].sentinel in ready:
+                    self._hear(index)
+            since = self._busy_since
+            if since is not None and time.monotonic() - since > STEP_SECONDS:
+                self._fail(DeviceFailedError(f"a step did not end on all {self.world} ranks within {STEP_SECONDS:g} s"))
+
+    def _hear(self, index: int) -> None:
+        """Take what rank ``index`` says; without a word it has died."""
+        try:
+            kind, value = self._connections[index - 1].recv()
+        except (EOFError, OSError):
+            process = self._processes[index - 1]
+            process.join(_BLAME_SECONDS)
+            self._fail(DeviceFailedError(f"rank {index} of {self.world} {_ending(process.exitcode)}"))
+            return
+        if kind == _FAILED:
+            self._fail(value)
+            return
+        with self._changed:
+            self._said[index - 1].put(value)
+            self._changed.notify_all()
+
+    def _fail(self, cause: PagedServeError) -> None:
+        with self._changed:
+            if self._closing or self._cause is not None:
+                return
+            self._cause = cause
+            self._changed.notify_all()
+            wakes = list(self._wakes)
+        _kill(self._processes)
+        for wake in wakes:
+            wake()
+        self.collective.abort()
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "closed its connection"
+    if exitcode < 0:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    return f"ended with status {exitcode}"
+
+
+# --- a rank's process ------------------------------------------------------------------------------------------------
+
+_GIVEN, _FAILED = "given", "failed"
+
+
+def _run(config: EngineConfig, entry: Entry, index: int, store: Path, leader: Connection) -> None:
+    """The whole life of rank ``index``."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        # They come to a whole group of processes; rank 0 then decides what still runs.
+        signal.signal(ignored, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # tqdm's own lock is one between processes, which a killed one leaves behind.
+    tqdm.set_lock(threading.RLock())
+    _tell_rank(config, index)
+
+    def exchange(own: Any) -> list[Any]:
+        leader.send((_GIVEN, own))
+        given: list[Any] = pickle.loads(leader.recv_bytes())
+        return given
+
+    collective = RankCollective(index, config.tensor_parallel_size, store=store, seconds=STEP_SECONDS)
+    status = 1
+    try:
+        entry(config, Rank(index, config.tensor_parallel_size, collective, exchange), leader)
+    except (EOFError, ConnectionError):  # rank 0 has closed
+        status = 0
+    except StartupError as error:
+        _report(leader, error)
+    except BaseException as error:
+        logger.exception("the rank failed")
+        _report(leader, DeviceFailedError(f"rank {index} of {config.tensor_parallel_size} failed: {error}"))
+    sys.exit(status)
+
+
+def _report(leader: Connection, error: PagedServeError) -> None:
+    with contextlib.suppress(OSError):
+        leader.send((_FAILED, error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _tell_rank(config: EngineConfig, index: int) -> None:
+    """Log as rank 0 does, with the rank beside each line."""
+    configure_logging(config.log_format, config.log_level)
+
+    def add_rank(record: logging.LogRecord) -> bool:
+        record.fields = {"rank": index, **getattr(record, "fields", {})}
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(add_rank)
