@@ -57,7 +57,10 @@ def runs(process: int) -> bool:
         return False
 
 
-def test_ranks_put_tensors_together_and_end_when_asked() -> None:
+def test_ranks_put_tensors_together_and_leave_nothing_when_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with started(rank_entries.add_up) as ranks:
         process = connected(ranks)
         # As they come to a whole group of processes: rank 0 decides what they mean.
@@ -69,7 +72,9 @@ def test_ranks_put_tensors_together_and_end_when_asked() -> None:
                 assert ranks.collective.all_reduce(torch.full((3,), 2.0)).tolist() == [3.0, 3.0, 3.0]
         assert runs(process)
         ranks.check()
+        assert list(tmp_path.iterdir())
     assert not runs(process)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_rank_is_the_cause_of_what_fails_here_and_wakes_who_waits() -> None:
@@ -99,7 +104,6 @@ def test_a_rank_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(workers, "STEP_SECONDS", 0.5)
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(DeviceFailedError, match=r"did not end on all 2 ranks within 0\.5 s"), ranks.guard():
-            ranks.send(b"once more")
             ranks.collective.all_reduce(torch.ones(3))
 
 
