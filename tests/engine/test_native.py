@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_oracle import Row, Shape, compare
+from attention_oracle import Row, Shape, compare, group_inputs
+from pagedserve_engine.attention import backends
+from pagedserve_engine.attention.interface import LayerCall
 from pagedserve_engine.attention.native import NativeBackend
 from pagedserve_engine.errors import ConfigError
 from pagedserve_engine.float8 import FLOAT8
-from pagedserve_engine.native.library import VARIANTS, load_library
+from pagedserve_engine.native import build, library
+from pagedserve_engine.native.library import VARIANTS, MissingLibraryError, load_library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
@@ -80,13 +85,23 @@ def test_a_long_row_is_split_over_its_keys_without_a_seam(variant: str, window: 
 
 
 def test_what_is_batched_beside_a_row_and_the_threads_change_no_bit_of_it() -> None:
-    library = load_library()
-    shape = Shape(heads=9, kv_heads=3, head_dim=64, block_size=32)
+    rows: list[Row] = [(1000, 1), (90, 1), (5, 1), (700, 1), (60, 40)]
+    table = np.arange(1, 5 * 40 + 1, dtype=np.int32).reshape(5, 40)
+    keys, values = torch.randn(2, 201, 32, 3, 64)
+    query = torch.randn(44, 9, 64)
+
+    def attend(first: int, last: int, tokens: slice) -> torch.Tensor:
+        decodes = sum(queries == 1 for _, queries in rows[first:last])
+        inputs = group_inputs(table[first:last], rows[first:last], num_decodes=decodes, block_size=32)
+        call = LayerCall(query=query[tokens], keys=keys, values=values, scaling=0.125, softcap=None)
+        return NativeBackend(load_library()).plan_group(inputs).attend(call)
+
     with torch_threads(1):
-        alone, _ = compare(NativeBackend(library), [(1000, 1), (1000, 40)], shape)
+        together = attend(0, 5, slice(0, 44))
     with torch_threads(2):
-        again, _ = compare(NativeBackend(library), [(1000, 1), (1000, 40)], shape)
-    assert torch.equal(alone, again)
+        assert torch.equal(attend(0, 5, slice(0, 44)), together)
+        assert torch.equal(attend(0, 1, slice(0, 1)), together[:1])
+        assert torch.equal(attend(4, 5, slice(4, 44)), together[4:])
 
 
 def test_another_instruction_set_than_the_processors_is_refused() -> None:
@@ -101,3 +116,42 @@ def test_another_instruction_set_than_the_processors_is_refused() -> None:
 def test_what_the_kernels_do_not_know_is_refused_with_the_cure(shape: Shape) -> None:
     with pytest.raises(ConfigError, match="set it to reference"):
         compare(NativeBackend(load_library()), [(3, 1)], shape)
+
+
+def test_a_cpu_attends_with_the_compiled_kernels() -> None:
+    assert backends.choose_backend("auto").name == "native"
+
+
+def test_without_them_it_attends_in_torch_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "kernels.so")
+    monkeypatch.setattr(backends, "load_library", load_library.__wrapped__)
+    assert backends.choose_backend("auto").name == "reference"
+    assert "install g++" in caplog.text
+    with pytest.raises(ConfigError, match=r"ATTENTION is 'native'.*install g\+\+"):
+        backends.choose_backend("native")
+
+
+def test_a_library_of_another_source_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "digest", lambda: "another")
+    with pytest.raises(MissingLibraryError, match="reinstall"):
+        load_library.__wrapped__()
+
+
+def test_the_kernels_need_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="need a CPU"):
+        backends.choose_backend("native", "cuda")
+
+
+def test_building_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "COMPILERS", ("no-compiler-of-this-name",))
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler"):
+        build.build(tmp_path / "kernels.so")
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "COMPILERS", ("false",))
+    with pytest.raises(build.BuildError, match="failed"):
+        build.build(tmp_path / "kernels.so")
+    assert not list(tmp_path.iterdir())

@@ -150,7 +150,7 @@ def load_library() -> Library:
     """The kernels; raises MissingLibraryError where they were not compiled, or from another source."""
     if not LIBRARY.exists():
         raise MissingLibraryError(
-            "no compiler was there when the engine was installed: install g++ and reinstall the engine"
+            "no C++ compiler was there when the engine was installed: install g++ and reinstall the engine"
         )
     try:
         loaded = ctypes.CDLL(str(LIBRARY))

@@ -44,15 +44,18 @@ struct Shared {
     static void run(void* data) {
         Shared& self = *(Shared*)data;
         int worker = __atomic_fetch_add(&self.next_worker, 1, __ATOMIC_RELAXED);
-        for (;;) {
-            int64_t task = __atomic_fetch_add(&self.next_task, 1, __ATOMIC_RELAXED);
-            if (task >= self.tasks) return;
-            self.work(task, worker);
+        // One task is taken ahead, so that work can fetch its memory while it finishes the one before.
+        for (int64_t task = self.take(), next; task < self.tasks; task = next) {
+            next = self.take();
+            self.work(task, next, worker);
         }
     }
+
+    int64_t take() { return __atomic_fetch_add(&next_task, 1, __ATOMIC_RELAXED); }
 };
 
-// work(task, worker) for every task below tasks; workers are numbered from 0.
+// work(task, next, worker) for every task below tasks; next is the same worker's next one, or none where it is not
+// below tasks; workers are numbered from 0.
 template <class Work>
 void run(int64_t tasks, int threads, const Work& work) {
     Shared<Work> shared{work, tasks, 0, 0};
@@ -103,8 +106,14 @@ void plan_queries(const AttentionCall& call, Plan& plan, AttentionTask task, int
     int begin = task.begin, end = task.end;
     task.splits = (length + share - 1) / share;
     int64_t size = task.splits > 1 ? (int64_t)task.splits * task.count * group * (call.head_dim + 2) : 0;
+    // Decoding reads a page's heads together where there are rows enough to go round; no sum depends on it.
+    int number = call.cache_dtype == kFloat32 ? 4 : call.cache_dtype == kFloat8 ? 1 : 2;
+    int heads = kRunBytes / (call.head_dim * number);
+    bool is_alone = task.count * group > kDirectQueries || call.rows * task.splits < 4 * call.threads;
+    if (is_alone || heads < 1) heads = 1;
     plan.multiplications += 2ll * length * task.count * call.heads * call.head_dim;
-    for (task.kv_head = 0; task.kv_head < call.kv_heads; task.kv_head++) {
+    for (task.kv_head = 0; task.kv_head < call.kv_heads; task.kv_head += heads) {
+        task.kv_heads = call.kv_heads - task.kv_head < heads ? call.kv_heads - task.kv_head : heads;
         task.partial = plan.partial;
         for (task.split = 0; task.split < task.splits; task.split++) {
             task.begin = begin + task.split * share;
@@ -112,7 +121,7 @@ void plan_queries(const AttentionCall& call, Plan& plan, AttentionTask task, int
             plan.tasks.push_back(task);
         }
         if (task.splits > 1) plan.merges.push_back(task);
-        plan.partial += size;
+        plan.partial += size * task.kv_heads;
     }
 }
 
@@ -139,10 +148,11 @@ void attend(const AttentionCall& call, const Kernels& kernels) {
     float* partial = memory + scratch * threads;
     // Prefill chunks, the largest tasks, stand last among the rows: they begin.
     int64_t count = plan.tasks.size();
-    run(count, threads, [&](int64_t at, int worker) {
-        kernels.attend(call, plan.tasks[count - 1 - at], memory + scratch * worker, partial);
+    run(count, threads, [&](int64_t at, int64_t then, int worker) {
+        const AttentionTask* last = &plan.tasks[count - 1];
+        kernels.attend(call, last[-at], then < count ? last - then : nullptr, memory + scratch * worker, partial);
     });
-    run(plan.merges.size(), threads, [&](int64_t at, int) { kernels.merge(call, plan.merges[at], partial); });
+    run(plan.merges.size(), threads, [&](int64_t at, int64_t, int) { kernels.merge(call, plan.merges[at], partial); });
 }
 
 template <class Work>
@@ -164,7 +174,7 @@ int by_rows(int variant, int threads, int64_t rows, int64_t width, int64_t scrat
         int used = useful_threads(threads, 4 * rows * width);
         int64_t share = (rows + 4 * used - 1) / (4 * used), size = (scratch + kAlign - 1) / kAlign * kAlign;
         float* memory = arena.take(size * used);
-        run((rows + share - 1) / share, used, [&](int64_t at, int worker) {
+        run((rows + share - 1) / share, used, [&](int64_t at, int64_t, int worker) {
             for (int64_t row = at * share; row < rows && row < (at + 1) * share; row++) {
                 work(kernels, row, memory + size * worker);
             }
@@ -224,7 +234,7 @@ EXPORT int pagedserve_linear(const ProductCall* given, const void* x, int varian
         int64_t share = (panels * blocks + 8 * used - 1) / (8 * used);
         share = (share + 3) / 4 * 4;
         int64_t parts = (panels + share - 1) / share;
-        run(blocks * parts, used, [&](int64_t at, int) {
+        run(blocks * parts, used, [&](int64_t at, int64_t, int) {
             int64_t first = at / parts * tokens, from = at % parts * share;
             int64_t count = call.tokens - first < tokens ? call.tokens - first : tokens;
             kernels.multiply(call, first, count, from, panels - from < share ? panels - from : share);

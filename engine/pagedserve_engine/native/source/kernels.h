@@ -10,6 +10,7 @@ enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat8 = 3 };
 constexpr int kKeyTile = 64;        // keys whose scores are held at once
 constexpr int kTileQueries = 64;    // folded queries (tokens x heads of a group) of a prefill task
 constexpr int kDirectQueries = 7;   // up to so many folded queries read keys by dot products, without a copy
+constexpr int kRunBytes = 1024;     // of a page's heads side by side that a decoding task reads, so that it streams
 constexpr int kAlign = 16;          // floats to which scratch rows are padded: the widest vector
 
 // One layer's attention; mirrored field by field in library.py. Strides count numbers, not bytes.
@@ -29,11 +30,12 @@ struct AttentionCall {
     int32_t threads, variant;
 };
 
-// Queries [first, first + count) of a row against keys [begin, end) of one key head.
+// Queries [first, first + count) of a row against keys [begin, end) of heads [kv_head, kv_head + kv_heads).
 struct AttentionTask {
-    int32_t row, first, count, kv_head, begin, end;
+    int32_t row, first, count, kv_head, kv_heads, begin, end;
     int32_t splits, split;  // this task is one of so many that attend for these queries
-    int64_t partial;  // where [splits][queries * (head_dim + 2)] begins among the call's partial results
+    int64_t partial;  // where [splits][queries * (head_dim + 2)] begins among the call's partial results;
+                      // queries: of all its heads
 };
 
 struct ProductCall {
@@ -82,7 +84,9 @@ struct GatedCall {
 struct Kernels {
     int lanes;
     int64_t (*attend_scratch)(const AttentionCall&);  // floats that a task needs
-    void (*attend)(const AttentionCall&, const AttentionTask&, float* scratch, float* partial);
+    // Fetches the next task's first keys on the way; null: none.
+    void (*attend)(
+        const AttentionCall&, const AttentionTask&, const AttentionTask* next, float* scratch, float* partial);
     void (*merge)(const AttentionCall&, const AttentionTask&, float* partial);
     int64_t (*panel)(void);  // columns that are packed side by side
     void (*pack)(const void* weight, void* packed, int64_t in_features, int64_t out_features, int32_t dtype);
