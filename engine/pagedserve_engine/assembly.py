@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import torch
@@ -24,6 +25,7 @@ from pagedserve_engine.model.loader import LoadedModel, load_model
 from pagedserve_engine.model.progress import NoBar
 from pagedserve_engine.model.spec import ModelSpec
 from pagedserve_engine.model.tokenizer import Tokenizer
+from pagedserve_engine.phases import Phases
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.ranks import ALONE, Rank, device_of
 from pagedserve_engine.runner import ModelRunner
@@ -50,6 +52,8 @@ class Core:
     dtype: torch.dtype
     device: torch.device
     attention: str
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each part of the start took."""
 
     @property
     def max_model_len(self) -> int:
@@ -68,10 +72,12 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
     ``steps_in_flight`` None: one where a device computes beside the host, none on a CPU. A ``recorder`` captures steps
     where there are no CUDA graphs.
     """
+    phases = Phases()
     workers = start_workers(config, serve_rank)
     with nullcontext() if workers is None else workers.starting():
-        part = prepare(config, ALONE if workers is None else workers.rank, recorder)
+        part = prepare(config, ALONE if workers is None else workers.rank, phases=phases, recorder=recorder)
     loaded, device = part.loaded, part.device
+    logger.info("the core is ready after %s", phases.describe())
     return Core(
         processor=ContinuousBatchProcessor(
             _scheduler(config, part.plan, part.layout, loaded.spec),
@@ -88,6 +94,7 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
         dtype=loaded.dtype,
         device=device,
         attention=attention_of(config, device).name,
+        phases=phases.seconds,
     )
 
 
@@ -103,11 +110,13 @@ class Part:
     device: torch.device
 
 
-def prepare(config: EngineConfig, rank: Rank, recorder: Recorder | None = None) -> Part:
+def prepare(config: EngineConfig, rank: Rank, *, phases: Phases, recorder: Recorder | None = None) -> Part:
     """What ``rank`` computes with, ready to run; all ranks do this together."""
-    device, before, loaded = _load(config, rank)
+    with phases.measure("weights"):
+        device, before, loaded = _load(config, rank)
     rank.connect(device)
-    plan, layout, cache_dtype = plan_core(config, loaded, device, before=before, rank=rank)
+    with phases.measure("memory plan"):
+        plan, layout, cache_dtype = plan_core(config, loaded, device, before=before, rank=rank)
     if rank.index == 0:
         _tell(plan)
     tensors = CacheTensors(layout, plan.num_blocks, cache_dtype, device)
@@ -125,8 +134,10 @@ def prepare(config: EngineConfig, rank: Rank, recorder: Recorder | None = None) 
         max_model_len=plan.max_model_len,
         grammars=grammars,
     )
-    runner.warm_up(_WARM_UP_TOKENS, 2)
-    capture(config, runner, device, recorder=recorder, progress=rank.index == 0)
+    with phases.measure("warm-up"):
+        runner.warm_up(_WARM_UP_TOKENS, 2)
+    with phases.measure("graphs"):
+        capture(config, runner, device, recorder=recorder, progress=rank.index == 0)
     # Captured steps are padded: all ranks replay them, or none.
     if not all(rank.exchange(runner.graphs is not None)):
         runner.release_graphs()
@@ -135,7 +146,7 @@ def prepare(config: EngineConfig, rank: Rank, recorder: Recorder | None = None) 
 
 def serve_rank(config: EngineConfig, rank: Rank, leader: Connection) -> None:
     """What a rank beside rank 0 does all its life."""
-    follow(leader, prepare(config, rank).runner)
+    follow(leader, prepare(config, rank, phases=Phases()).runner)
 
 
 def plan_rank(config: EngineConfig, rank: Rank, leader: Connection) -> None:

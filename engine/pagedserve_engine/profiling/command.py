@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     core = build_core(config)
-    start = StartReport(time.perf_counter() - started, phases_of(core))
+    start = StartReport(time.perf_counter() - started, core.phases)
     print(render_start(start.seconds, start.phases), flush=True)
     # Before any span is in the way: a step's true time.
     loads = [_load(name, options) for name in options.loads]
@@ -104,11 +104,6 @@ class StartReport:
 
     seconds: float
     phases: Mapping[str, float]
-
-
-def phases_of(core: Core) -> dict[str, float]:
-    """Seconds of each part of the start, in order; empty where the core does not tell."""
-    return dict(getattr(core, "phases", {}))
 
 
 def _load(name: Literal["decode", "mixed"], options: Options) -> Load:
