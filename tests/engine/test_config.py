@@ -186,6 +186,6 @@ def test_where_the_reason_goes_is_known_also_when_another_setting_is_wrong() -> 
 
 
 def test_what_is_not_served_yet_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(ConfigError, match="COMPILE is 'inductor'.*unset it"):
+    with pytest.raises(ConfigError, match=r"COMPILE is 'inductor'.*unset it"):
         EngineConfig.read([], {"COMPILE": "inductor"})
     assert EngineConfig.read([], {"COMPILE": "none"}) == EngineConfig.read([], {})
