@@ -99,7 +99,7 @@ def test_one_rank_alone_adds_the_bias_of_a_summed_product() -> None:
 
 @pytest.mark.parametrize("world", [3, 8])
 def test_ranks_that_cannot_share_evenly_are_refused(world: int) -> None:
-    with pytest.raises(ConfigError, match=rf"TENSOR_PARALLEL_SIZE is {world}.*4 attention heads.*divisor of 4"):
+    with pytest.raises(ConfigError, match=rf"SIZE is {world}: .* 4 attention heads .* work are 1, 2, 4"):
         Share.of(blueprint(tiny_model("llama")[1]).spec, 0, world)
 
 

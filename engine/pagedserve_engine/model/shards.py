@@ -37,10 +37,14 @@ class Share:
     @classmethod
     def of(cls, spec: ModelSpec, rank: int = 0, world: int = 1) -> Self:
         """The part of ``rank``; raises ConfigError where ``world`` ranks can't share the model evenly."""
-        for what, count in (("attention heads", spec.num_heads), ("feed-forward width", spec.intermediate_size)):
-            _check_divides(world, what, count)
-        if spec.num_kv_heads % world and world % spec.num_kv_heads:
-            _check_divides(world, "key and value heads", spec.num_kv_heads)
+        unsplit = _unsplit(spec, world)
+        if unsplit is not None:
+            sizes = [size for size in range(1, spec.num_heads + 1) if _unsplit(spec, size) is None]
+            raise ConfigError(
+                f"TENSOR_PARALLEL_SIZE is {world}: the model's {unsplit} can't be split evenly; sizes that work are "
+                f"{', '.join(map(str, sizes))}",
+                param="tensor_parallel_size",
+            )
         return cls(
             rank=rank,
             world=world,
@@ -62,13 +66,15 @@ class Share:
         return self.rank * self.vocab_rows
 
 
-def _check_divides(world: int, what: str, count: int) -> None:
-    if count % world:
-        raise ConfigError(
-            f"TENSOR_PARALLEL_SIZE is {world}: the model's {count} {what} can't be split evenly; give a divisor of "
-            f"{count}",
-            param="tensor_parallel_size",
-        )
+def _unsplit(spec: ModelSpec, world: int) -> str | None:
+    """What ``world`` ranks can't share evenly; None where they can share all."""
+    if spec.num_heads % world:
+        return f"{spec.num_heads} attention heads"
+    if spec.num_kv_heads % world and world % spec.num_kv_heads:
+        return f"{spec.num_kv_heads} key and value heads"
+    if spec.intermediate_size % world:
+        return f"feed-forward width of {spec.intermediate_size}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
