@@ -48,10 +48,10 @@ def _latest_match(known: Int32Array) -> int | None:
         # They rise, and those that lay before ``back`` are gone but for this one.
         if len(ends) and ends[0] < back:
             ends = ends[1:]
-        ends = ends[known[ends - back] == known[-1 - back]]
         if not len(ends):
             break
-        if back + 1 >= SHORTEST:
+        ends = ends[known[ends - back] == known[-1 - back]]
+        if len(ends) and back + 1 >= SHORTEST:
             found = ends
     return int(found[-1]) + 1 if len(found) else None
 
