@@ -32,12 +32,13 @@ from models import (
 )
 from pagedserve_engine.config import SMALL_MODEL, EngineConfig
 from pagedserve_engine.errors import ConfigError, ModelLoadError, StartupError, UnsupportedModelError
-from pagedserve_engine.model import snapshot, sources
+from pagedserve_engine.model import products, snapshot, sources
 from pagedserve_engine.model.decoder import FusedDecoder
 from pagedserve_engine.model.gguf_header import read_header
 from pagedserve_engine.model.loader import LoadedModel, choose_dtype, load_model, load_spec, resolve_model
 from pagedserve_engine.model.probe import probe
 from pagedserve_engine.model.progress import LogBar, NoBar, progress_for
+from pagedserve_engine.model.quantization import QuantizedLinear
 from pagedserve_engine.model.recipes import COVERED
 from pagedserve_engine.model.spec import ModelSpec
 
@@ -170,8 +171,8 @@ def test_a_code_of_its_own_is_not_replaced_by_the_fused_decoder(tmp_path: Path) 
     ],
 )
 def test_rotary_tables_reach_as_far_as_requests_and_batches(settings: dict[str, Any], longest: int) -> None:
-    (table,) = load(tiny_model("llama")[1], **settings).model.buffers()
-    assert table.shape == (longest, 16)
+    model = load(tiny_model("llama")[1], **settings).model
+    assert model.get_buffer("rotary_all").shape == (longest, 16)
 
 
 def test_the_served_name_can_be_set() -> None:
@@ -253,6 +254,28 @@ def test_code_that_comes_with_a_model_needs_permission(tmp_path: Path) -> None:
         load(folder)
 
 
+# --- quantisation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["int8", "fp8"])
+@pytest.mark.parametrize("source", ["{}", "random://{}"])
+@pytest.mark.parametrize("decoder", ["fused", "transformers"])
+def test_quantised_products_replace_those_of_the_layers_alone(decoder: str, source: str, setting: str) -> None:
+    model = source.format(tiny_model("llama")[1])
+    loaded = load(model, decoder=decoder, quantization=setting)
+    small = [name for name, module in loaded.model.named_modules() if isinstance(module, QuantizedLinear)]
+    assert len(small) == 3 * (4 if decoder == "fused" else 7)
+    assert not [name for name in small if "head" in name]
+    assert loaded.weights_bytes < 0.7 * load(model, decoder=decoder).weights_bytes
+
+
+def test_a_checkpoint_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedModelError, match=r"quantised already \(gptq\)"):
+        load(folder)
+
+
 # --- the probe -------------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +344,8 @@ def test_random_weights_come_with_the_buffers_of_a_real_model(name: str) -> None
 
 
 @pytest.mark.parametrize("decoder", ["fused", "transformers"])
-def test_random_weights_are_the_same_at_every_start(decoder: str) -> None:
+def test_random_weights_are_the_same_at_every_start(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "packed_slowdown", lambda ops, dtype: 2.0)  # parameters, as they are read
     source = f"random://{tiny_model('llama')[1]}"
     first, second = load(source, decoder=decoder), load(source, decoder=decoder)
     for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):

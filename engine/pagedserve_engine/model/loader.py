@@ -23,6 +23,7 @@ from pagedserve_engine.model.decoder import FusedDecoder
 from pagedserve_engine.model.decoder_loading import Blueprint, Build, draw_blueprint, random_decoder, read_decoder
 from pagedserve_engine.model.modules import RANDOM_SEED, Place, load_modules
 from pagedserve_engine.model.progress import Progress, progress_for
+from pagedserve_engine.model.quantization import choose_quantization, refuse_quantized
 from pagedserve_engine.model.recipes import NotCovered
 from pagedserve_engine.model.snapshot import convert
 from pagedserve_engine.model.sources import ModelSource, resolve
@@ -72,18 +73,21 @@ def load_model(
         source = _converted(source, config, dtype, progress)
     shape = read_config(source.path, trust_remote_code=config.trust_remote_code)
     spec = _supported_spec(shape)
+    refuse_quantized(shape)
+    quantize = choose_quantization(config.quantization, device)
     model: torch.nn.Module
     with _clear_errors(source, device):
         files = _check_weight_files(source.path) if source.kind == "folder" else []
         blueprint = _choose_decoder(config, source, shape, spec, files)
         if blueprint is None:
             _check_whole(source, rank)
-            model = load_modules(source, shape, spec, Place(device, dtype, attention_name), progress)
+            model = load_modules(source, shape, spec, Place(device, dtype, attention_name, quantize), progress)
         else:
             build = Build(
                 device=device,
                 dtype=dtype,
                 positions=_positions(config, spec),
+                quantize=quantize,
                 rank=rank.index,
                 world=rank.world,
                 collective=rank.collective,

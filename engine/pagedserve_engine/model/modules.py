@@ -13,6 +13,7 @@ from pagedserve_engine.errors import ModelLoadError
 from pagedserve_engine.model.probe import probe
 from pagedserve_engine.model.products import widen_products
 from pagedserve_engine.model.progress import Progress, transformers_progress
+from pagedserve_engine.model.quantization import Quantize, quantize_model
 from pagedserve_engine.model.sources import ModelSource
 from pagedserve_engine.model.spec import ModelSpec
 
@@ -31,6 +32,13 @@ class Place:
     dtype: torch.dtype
     attention_name: str
     """As registered with transformers."""
+    quantize: Quantize | None = None
+    """Makes the layers' products small."""
+
+    @property
+    def reading_device(self) -> torch.device:
+        """Where weights are read to: a model that is to be made small need never fit the device while it is wide."""
+        return self.device if self.quantize is None else torch.device("cpu")
 
 
 def load_modules(source: ModelSource, shape: Any, spec: ModelSpec, place: Place, progress: Progress) -> PreTrainedModel:
@@ -42,6 +50,9 @@ def load_modules(source: ModelSource, shape: Any, spec: ModelSpec, place: Place,
             model = _read_model(source.path, shape, place)
     model.train(False).requires_grad_(False)
     probe(model, spec)
+    if place.quantize is not None:
+        quantize_model(model, place.quantize, device=place.device)
+        model.to(place.device)  # type: ignore[arg-type]
     widen_products(model)
     return model
 
@@ -51,7 +62,7 @@ def _read_model(folder: Path, shape: Any, place: Place) -> PreTrainedModel:
         folder,
         config=shape,
         dtype=place.dtype,
-        device_map={"": place.device},
+        device_map={"": place.reading_device},
         attn_implementation=place.attention_name,
         local_files_only=True,
         trust_remote_code=bool(getattr(shape, "auto_map", None)),
