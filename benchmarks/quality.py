@@ -2,7 +2,7 @@
 
 Every variant reads the same windows of the same text and scores each token given those before it (``prompt_logprobs``),
 so that ratios hold no luck of sampling. The text, ``tests/data/opticks.txt``, is from Isaac Newton's *Opticks* (4th
-edition, 1730; Queries 28, 30 and 31), which is in the public domain: the transcription that libbacktrace carries for its
+edition, 1730; Queries 28, 30, 31), which is in the public domain: the transcription that libbacktrace carries for its
 tests, without footnote marks and sidenotes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -59,10 +60,20 @@ VARIANTS = {
 class Score:
     """How well one engine foretold the text."""
 
-    perplexity: float
-    tokens: int
+    logprobs: tuple[float, ...]
+    """Of each token that has one before it."""
     weights_bytes: int
     seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """Tokens that the text's next one seems drawn from."""
+        return math.exp(-statistics.fmean(self.logprobs))
+
+    def ratio(self, plain: Score) -> tuple[float, float]:
+        """(Its perplexity over the plain one, the standard error of that), token by token."""
+        worse = [ours - theirs for ours, theirs in zip(plain.logprobs, self.logprobs, strict=True)]
+        return math.exp(statistics.fmean(worse)), statistics.stdev(worse) / math.sqrt(len(worse))
 
 
 def windows(folder: Path, num_tokens: int) -> list[list[int]]:
@@ -88,8 +99,7 @@ def score(config: EngineConfig, prompts: Sequence[Sequence[int]]) -> Score:
         if output.error is not None:
             raise output.error
     found = [entry.logprob for output in outputs for entry in output.prompt_logprobs or () if entry is not None]
-    perplexity = math.exp(-math.fsum(found) / len(found))
-    return Score(perplexity, len(found), core.plan.weights, time.perf_counter() - started)
+    return Score(tuple(found), core.plan.weights, time.perf_counter() - started)
 
 
 def model_folder(name: str) -> Path:
@@ -121,38 +131,36 @@ def measure(model: str, options: argparse.Namespace, results: ResultFile) -> boo
         found = score(config, prompts)
         plain = found if name == PLAIN else plain
         results.add(_rows(f"quality_{model}", name, found, plain))
-        ratio = None if plain is None else found.perplexity / plain.perplexity
-        met = met and (ratio is None or variant.most is None or ratio <= variant.most)
+        ratio = None if plain is None else found.ratio(plain)
+        met = met and (ratio is None or variant.most is None or ratio[0] <= variant.most)
         print(f"  {model} {name}: {_said(found, ratio, variant.most)}", flush=True)
     return met
 
 
 def _rows(workload: str, name: str, found: Score, plain: Score | None) -> list[Row]:
+    figures = {"perplexity": (found.perplexity, ""), "weights": (found.weights_bytes / 2**20, "MiB")}
+    if plain is not None and found is not plain:
+        ratio, error = found.ratio(plain)
+        figures |= {"perplexity_ratio": (ratio, "x"), "perplexity_ratio_error": (error, "x")}
+    figures["duration"] = (found.seconds, "s")
     engine = f"pagedserve_{name}"
-    rows = [
-        Row.median(workload, engine, "perplexity", [found.perplexity], ""),
-        Row.median(workload, engine, "weights", [found.weights_bytes / 2**20], "MiB"),
-        Row.median(workload, engine, "duration", [found.seconds], "s"),
-    ]
-    if plain is not None:
-        rows.append(Row.median(workload, engine, "perplexity_ratio", [found.perplexity / plain.perplexity], "x"))
-    return rows
+    return [Row.median(workload, engine, metric, [value], unit) for metric, (value, unit) in figures.items()]
 
 
-def _said(found: Score, ratio: float | None, most: float | None) -> str:
-    said = (
-        f"perplexity {found.perplexity:.3f} of {found.tokens} tokens, {found.weights_bytes / 2**20:.0f} MiB of weights"
-    )
+def _said(found: Score, ratio: tuple[float, float] | None, most: float | None) -> str:
+    weights = found.weights_bytes / 2**20
+    said = f"perplexity {found.perplexity:.3f} of {len(found.logprobs)} tokens, {weights:.0f} MiB of weights"
     if ratio is None or most is None:
         return said
-    return f"{said}, {100 * (ratio - 1):+.2f} % (bar {100 * (most - 1):+.0f} %: {'met' if ratio <= most else 'missed'})"
+    verdict = "met" if ratio[0] <= most else "missed"
+    return f"{said}, {100 * (ratio[0] - 1):+.2f} ± {100 * ratio[1]:.2f} % (bar {100 * (most - 1):+.0f} %: {verdict})"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--tokens", type=int, default=4096, help="of the text, at most")
+    parser.add_argument("--tokens", type=int, default=7 * WINDOW, help="of the text, at most")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=RESULTS_FOLDER / "quality.json")
