@@ -27,9 +27,10 @@ inline int folded_queries(const AttentionCall& call, const AttentionTask& task) 
     return task.kv_heads * task.count * (call.heads / call.kv_heads);
 }
 
-inline void store_row(const AttentionCall& call, const FoldedQuery& query, const float* row, float factor) {
+inline void store_row(const AttentionCall& call, const FoldedQuery& query, float* row, float sum) {
     int64_t offset = (query.token * call.heads + query.head) * call.head_dim;
-    narrow_to(call.out, offset, row, call.head_dim, call.dtype, factor);
+    for (int64_t d = 0; d < call.head_dim; d += LANES) store(row + d, load(row + d) / sum);
+    narrow_to(call.out, offset, row, call.head_dim, call.dtype);
 }
 
 inline void load_queries(const AttentionCall& call, const AttentionTask& task, const Scratch& s, bool direct) {
@@ -66,7 +67,7 @@ inline void store_outputs(const AttentionCall& call, const AttentionTask& task, 
         return;
     }
     for (int query = 0; query < queries; query++) {
-        store_row(call, FoldedQuery(call, task, query), s.out + query * head_dim, 1.0f / s.sum[query]);
+        store_row(call, FoldedQuery(call, task, query), s.out + query * head_dim, s.sum[query]);
     }
 }
 
@@ -120,7 +121,7 @@ void merge(const AttentionCall& call, const AttentionTask& task, float* partials
                 store(merged + d, before + load(row + d) * weight);
             }
         }
-        store_row(call, FoldedQuery(call, task, query), merged, 1.0f / sum);
+        store_row(call, FoldedQuery(call, task, query), merged, sum);
     }
 }
 
