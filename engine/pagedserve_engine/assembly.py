@@ -27,11 +27,12 @@ from pagedserve_engine.model.spec import ModelSpec
 from pagedserve_engine.model.tokenizer import Tokenizer
 from pagedserve_engine.phases import Phases
 from pagedserve_engine.processor import ContinuousBatchProcessor
+from pagedserve_engine.rank_process import Entry
 from pagedserve_engine.ranks import ALONE, Rank, device_of
 from pagedserve_engine.runner import ModelRunner
 from pagedserve_engine.scheduler.scheduler import Scheduler
 from pagedserve_engine.speculation import NgramDrafter
-from pagedserve_engine.workers import Entry, Workers
+from pagedserve_engine.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ def prepare(config: EngineConfig, rank: Rank, *, phases: Phases, recorder: Recor
     """What ``rank`` computes with, ready to run; all ranks do this together."""
     with phases.measure("weights"):
         device, before, loaded = _load(config, rank)
-    rank.connect(device)
+    if rank.world > 1:
+        with phases.measure("other ranks"):
+            rank.connect(device)
     with phases.measure("memory plan"):
         plan, layout, cache_dtype = plan_core(config, loaded, device, before=before, rank=rank)
     if rank.index == 0:

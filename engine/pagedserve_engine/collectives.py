@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _CPU_THREADS = 2
 _DIST: Any = dist
+_C10D: Any = distributed_c10d
 """torch gives few of these types."""
 
 
@@ -67,17 +68,18 @@ class RankCollective:
         assert self._group is not None, "connect() comes first"
         rows, columns = x.shape
         gathered = x.new_empty(self._world * rows, columns)
-        options = distributed_c10d.AllgatherOptions()
+        options = _C10D.AllgatherOptions()
         options.asyncOp = False
         _finish(self._group._allgather_base(gathered, x.contiguous(), options))
         return gathered.view(self._world, rows, columns).transpose(0, 1).reshape(rows, self._world * columns)
 
     def abort(self) -> None:
         """End the wait of any thread of this process for other ranks; nothing can be computed any more."""
-        if self._group is None:
+        group, self._group = self._group, None
+        if group is None:
             return
         try:
-            self._group.abort()
+            group.abort()
         except RuntimeError as error:
             logger.warning("the ranks' connection could not be ended: %s", error)
 

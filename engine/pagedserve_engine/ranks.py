@@ -23,11 +23,19 @@ class Rank:
     """Gives what all ranks gave, in their order, the same to all; called by all, and waits for all."""
 
     def connect(self, device: torch.device) -> None:
-        """Let tensors be put together from here on."""
-        if self.collective is not None:
-            # A rank that fails to load never comes, and who waits in a collective can't be told why.
-            self.exchange(None)
-            self.collective.connect(device)
+        """Let tensors be put together from here on; raises ConfigError where the ranks' devices differ in kind."""
+        if self.collective is None:
+            return
+        # A rank that fails to load never comes, and who waits in a collective can't be told why.
+        kinds = self.exchange(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+        if len(set(kinds)) > 1:
+            # Each chooses tokens for itself, and kernels of two kinds of device may round differently.
+            raise ConfigError(
+                f"TENSOR_PARALLEL_SIZE is {self.world} and the devices are {', '.join(sorted(set(kinds)))}: let "
+                "CUDA_VISIBLE_DEVICES show devices of one kind",
+                param="tensor_parallel_size",
+            )
+        self.collective.connect(device)
 
 
 ALONE = Rank()

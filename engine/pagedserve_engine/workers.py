@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
 import pickle
 import queue
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -24,31 +22,19 @@ from multiprocessing import connection, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
-
-from tqdm import tqdm
+from typing import Any
 
 from pagedserve_engine.collectives import RankCollective
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import DeviceFailedError, PagedServeError, StartupError
-from pagedserve_engine.logs import configure_logging
+from pagedserve_engine.rank_process import FAILED, STEP_SECONDS, Entry, run_rank
 from pagedserve_engine.ranks import Rank
 
 logger = logging.getLogger(__name__)
 
-STEP_SECONDS = 300.0
-"""A step that takes longer is stuck: another rank has stopped and not ended. As long as the core may stall."""
-
 _LOOK_SECONDS = 1.0
 _BLAME_SECONDS = 2.0
 _END_SECONDS = 10.0
-
-
-class Entry(Protocol):
-    """What a rank's process does; a function of a module, so that another process finds it."""
-
-    def __call__(self, config: EngineConfig, rank: Rank, leader: Connection) -> None:
-        """Prepare as rank 0 does, then follow what ``leader`` brings; EOFError is its normal end."""
 
 
 class Workers:
@@ -63,6 +49,8 @@ class Workers:
         self._changed = threading.Condition()
         self._cause: PagedServeError | None = None
         self._closing = False
+        self._began = time.monotonic()
+        self._heard: set[int] = set()
         self._busy_since: float | None = None
         self._wakes: list[Callable[[], object]] = []
         self._said: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(1, self.world)]
@@ -74,7 +62,10 @@ class Workers:
         for index in range(1, self.world):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_run, args=(config, entry, index, store, theirs), name=f"pagedserve-rank-{index}", daemon=True
+                target=run_rank,
+                args=(config, entry, index, store, theirs),
+                name=f"pagedserve-rank-{index}",
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -169,6 +160,7 @@ class Workers:
                 process.join()
         self._killer()
         self._watcher.join()
+        self.collective.abort()
         self._folder.cleanup()
 
     # --- the watcher's thread ---------------------------------------------------------------------------------------
@@ -195,9 +187,13 @@ class Workers:
             process.join(_BLAME_SECONDS)
             self._fail(DeviceFailedError(f"rank {index} of {self.world} {_ending(process.exitcode)}"))
             return
-        if kind == _FAILED:
+        if kind == FAILED:
             self._fail(value)
             return
+        if index not in self._heard:
+            self._heard.add(index)
+            seconds = time.monotonic() - self._began
+            logger.info("rank %d of %d has its part of the model after %.1f s", index, self.world, seconds)
         with self._changed:
             self._said[index - 1].put(value)
             self._changed.notify_all()
@@ -226,61 +222,3 @@ def _ending(exitcode: int | None) -> str:
     if exitcode < 0:
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"ended with status {exitcode}"
-
-
-# --- a rank's process ------------------------------------------------------------------------------------------------
-
-_GIVEN, _FAILED = "given", "failed"
-
-
-def _run(config: EngineConfig, entry: Entry, index: int, store: Path, leader: Connection) -> None:
-    """The whole life of rank ``index``."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):
-        # They come to a whole group of processes; rank 0 then decides what still runs.
-        signal.signal(ignored, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # tqdm's own lock is one between processes, which a killed one leaves behind.
-    tqdm.set_lock(threading.RLock())
-    _tell_rank(config, index)
-
-    def exchange(own: Any) -> list[Any]:
-        leader.send((_GIVEN, own))
-        given: list[Any] = pickle.loads(leader.recv_bytes())
-        return given
-
-    collective = RankCollective(index, config.tensor_parallel_size, store=store, seconds=STEP_SECONDS)
-    status = 1
-    try:
-        entry(config, Rank(index, config.tensor_parallel_size, collective, exchange), leader)
-    except (EOFError, ConnectionError):  # rank 0 has closed
-        status = 0
-    except StartupError as error:
-        _report(leader, error)
-    except BaseException as error:
-        logger.exception("the rank failed")
-        _report(leader, DeviceFailedError(f"rank {index} of {config.tensor_parallel_size} failed: {error}"))
-    sys.exit(status)
-
-
-def _report(leader: Connection, error: PagedServeError) -> None:
-    with contextlib.suppress(OSError):
-        leader.send((_FAILED, error))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _tell_rank(config: EngineConfig, index: int) -> None:
-    """Log as rank 0 does, with the rank beside each line."""
-    configure_logging(config.log_format, config.log_level)
-
-    def add_rank(record: logging.LogRecord) -> bool:
-        record.fields = {"rank": index, **getattr(record, "fields", {})}
-        return True
-
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(add_rank)

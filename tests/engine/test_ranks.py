@@ -17,6 +17,7 @@ from models import tiny_model
 from pagedserve_engine.attention.interface import ATTENTION_NAME, register
 from pagedserve_engine.building import prepare_threads
 from pagedserve_engine.cache.layout import CacheLayout
+from pagedserve_engine.collectives import RankCollective
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import ConfigError, UnsupportedModelError
 from pagedserve_engine.footprint import plan_core, worst
@@ -43,6 +44,13 @@ def test_each_rank_has_a_visible_device_of_its_own(monkeypatch: pytest.MonkeyPat
         device_of(0, 4, torch.device("cuda"))
     with pytest.raises(ConfigError, match=r"DEVICE is cuda:1 and TENSOR_PARALLEL_SIZE is 2: .* CUDA_VISIBLE_DEVICES"):
         device_of(0, 2, torch.device("cuda", 1))
+
+
+def test_ranks_on_devices_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    collective = RankCollective(0, 2, store=tmp_path / "store", seconds=1.0)
+    rank = Rank(0, 2, collective, exchange=lambda own: [own, "another"])
+    with pytest.raises(ConfigError, match=r"TENSOR_PARALLEL_SIZE is 2 and the devices are another, cpu: .* one kind"):
+        rank.connect(CPU)
 
 
 @pytest.mark.parametrize(("threads", "world", "share"), [(4, 2, 2), (3, 2, 1), (1, 4, 1), (4, 1, 4)])

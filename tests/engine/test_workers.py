@@ -20,7 +20,8 @@ import rank_entries
 from pagedserve_engine import workers
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import DeviceFailedError, ModelLoadError
-from pagedserve_engine.workers import Entry, Workers
+from pagedserve_engine.rank_process import Entry
+from pagedserve_engine.workers import Workers
 
 SUPPORT = Path(rank_entries.__file__).parent
 
