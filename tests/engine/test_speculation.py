@@ -17,7 +17,7 @@ from models import load_reference, reference_logits, tiny_model
 from pagedserve_engine.assembly import choose_steps_in_flight
 from pagedserve_engine.batch import Batch, ReadyStep, StepOutput
 from pagedserve_engine.config import EngineConfig
-from pagedserve_engine.errors import StepFailedError
+from pagedserve_engine.errors import OutOfDeviceMemoryError, StepFailedError
 from pagedserve_engine.request import FinishReason, GrammarSpec
 from pagedserve_engine.speculation import LONGEST, LOOKBACK, SHORTEST, NgramDrafter
 from scheduling import Engine, prompt
@@ -118,41 +118,69 @@ def test_a_step_s_figures_tell_of_its_drafts() -> None:
     assert accepted == 40 - len(engine.runner.batches)
 
 
-def run_of_accepted(engine: Engine) -> tuple[list[int], int]:
-    """The output of a first request, and the place of the second token of its first run of four."""
-    request_id = engine.add(prompt(5), max_tokens=60)
+def run_of_accepted(words: list[int], *, inside: Sequence[int]) -> tuple[list[int], int] | None:
+    """The output behind ``words``, and where a new one of ``inside`` is neither first nor last of a step's tokens."""
+    engine = speculating()
+    request_id = engine.add(words, max_tokens=60)
     engine.run()
-    place = 0
+    tokens, place = engine.tokens(request_id), 0
     for output in engine.news[request_id]:
-        if len(output.token_ids) >= 4:
-            return engine.tokens(request_id), place + 1
+        for at in range(place + 1, place + len(output.token_ids) - 1):
+            if tokens[at] in inside and tokens[at] not in tokens[:at]:
+                return tokens, at
         place += len(output.token_ids)
-    raise AssertionError("nothing long was accepted")
+    return None
 
 
 def test_a_stop_token_inside_an_accepted_run_ends_the_request_there() -> None:
-    tokens, place = run_of_accepted(speculating())
-    stop = tokens[place]
-    wanted = tokens[: tokens.index(stop) + 1]
-    for options, params in (({}, {"stop_token_ids": (stop,)}), ({"eos": (stop,)}, {"ignore_eos": False})):
+    # What is accepted came before, so it can end a request only where the prompt has it.
+    words = next(words for n in range(50) if run_of_accepted(words := prompt(3, n) * 3, inside=words))
+    tokens, place = run_of_accepted(words) or ([], 0)
+    for options, params in (
+        ({}, {"stop_token_ids": (tokens[place],)}),
+        ({"eos": (tokens[place],)}, {"ignore_eos": False}),
+    ):
         engine = speculating(**options)
-        request_id = engine.add(prompt(5), max_tokens=60, **params)
+        request_id, other = engine.add(words, max_tokens=60, **params), engine.add(prompt(5), max_tokens=60)
         engine.run()
         last = engine.news[request_id][-1]
-        assert engine.tokens(request_id) == wanted
-        assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, stop)
+        assert engine.tokens(request_id) == tokens[: place + 1]
+        assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, tokens[place])
+        engine.assert_exact(other)
         assert engine.cache.num_free == engine.cache.num_total
 
 
 def test_an_output_ends_at_its_length_inside_a_run() -> None:
-    tokens, place = run_of_accepted(speculating())
-    for max_tokens in range(place, place + 4):
+    for max_tokens in range(1, 30):
         engine = speculating()
-        request_id = engine.add(prompt(5), max_tokens=max_tokens)
+        request_id = engine.add(prompt(3) * 3, max_tokens=max_tokens)
         engine.run()
         engine.assert_exact(request_id)
-        assert engine.tokens(request_id) == tokens[:max_tokens]
-        assert all(batch.context_lens.max() < 5 + max_tokens for batch in engine.runner.batches)
+        # The last token is never computed, so nothing beyond the one before it is worth a row.
+        assert all(batch.context_lens.max() <= 9 + max_tokens - 2 for batch in engine.runner.batches)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("error", [OutOfDeviceMemoryError("full"), ValueError("boom")])
+def test_a_step_with_drafts_that_fails_is_computed_again_or_ends_its_requests(error: Exception, late: bool) -> None:
+    engine = speculating(block_size=2, layer_types=("sliding", "full"), window=4, num_blocks=100)
+    ids = [engine.add(prompt(3, n) * 3, max_tokens=40) for n in range(2)]
+    engine.step()
+    # Two rows are two tokens, unless there are drafts.
+    engine.runner.smallest_failing_batch = 3
+    errors = engine.runner.late_errors if late else engine.runner.errors
+    errors.append(error)
+    while errors:
+        engine.step()
+    assert drafted_rows(engine.runner.batches[-1]) > 0
+    engine.scheduler.check()
+    ids.append(engine.add(prompt(3) * 3, max_tokens=40))
+    engine.run()
+    for request_id in ids:
+        if engine.reason(request_id) is FinishReason.LENGTH:
+            engine.assert_exact(request_id)
+    lost = [engine.reason(request_id) is FinishReason.ERROR for request_id in ids]
+    assert lost == ([False] * 3 if isinstance(error, OutOfDeviceMemoryError) else [True, True, False])
 
 
 def test_only_accepted_tokens_are_found_again() -> None:
@@ -234,10 +262,29 @@ def test_what_depends_on_the_tokens_before_is_not_drafted(params: dict[str, Any]
 
 def test_tokens_in_flight_are_not_drafted_upon() -> None:
     engine = speculating(steps_in_flight=1)
-    request_id = engine.add(prompt(5), max_tokens=40)
+    # Where a token is awaited the table has none: zero.
+    request_id = engine.add([0] * 6, max_tokens=40)
     engine.run()
     engine.assert_exact(request_id)
     assert engine.scheduler.num_drafted == 0
+
+
+def test_a_step_with_drafts_is_read_before_the_next_one_is_launched() -> None:
+    alone = 0
+    for n in range(8):
+        engine = speculating(steps_in_flight=1)
+        # A grammar has every step read, so that drafts may begin; they may go on without it.
+        followed = engine.add(prompt(5, 9), max_tokens=4, grammar=GrammarSpec("regex", "x"))
+        plain = engine.add(prompt(3, n) * 3, max_tokens=60)
+        while engine.reason(plain) is None:
+            engine.step()
+            assert engine.scheduler.steps_in_flight == 0 or drafted_rows(engine.runner.batches[-1]) == 0
+        engine.run()
+        engine.assert_exact(plain)
+        engine.assert_exact(followed)
+        drafted = [batch for batch in engine.runner.batches if drafted_rows(batch)]
+        alone += sum(engine.requests[followed] not in batch.requests for batch in drafted)
+    assert alone > 0
 
 
 def test_a_gpu_reads_each_step_before_the_next_where_drafts_need_its_tokens() -> None:
@@ -307,21 +354,25 @@ def answers(engine: SteppedEngine, prompts: list[list[int]], **params: Any) -> l
     return [engine.tokens(request_id) for request_id in ids]
 
 
-@pytest.mark.parametrize(("name", "count"), [("llama", 240), ("gemma3", 48)])
-def test_greedy_output_is_that_of_the_model_alone(name: str, count: int) -> None:
+@pytest.mark.parametrize(("name", "count"), [("llama", 240), ("gemma3", 36)])
+def test_greedy_output_is_the_same_with_and_without(name: str, count: int) -> None:
     _, folder = tiny_model(name, **_SMALL_VOCAB)
-    engine = SteppedEngine(folder, speculation="ngram", max_num_seqs=64, num_blocks=256)
     prompts = repetitive_prompts(count, seed=1)
-    exactness = Exactness(load_reference(folder))
-    for words, tokens in zip(prompts, answers(engine, prompts, max_tokens=16), strict=True):
-        exactness.check(words, tokens)
-    assert exactness.num_excused <= 1
+    found = []
+    for speculation in ("none", "ngram"):
+        engine = SteppedEngine(folder, speculation=speculation, max_num_seqs=64, num_blocks=256)
+        found.append(answers(engine, prompts, max_tokens=12))
     assert engine.scheduler.num_accepted > count
+    exactness = Exactness(load_reference(folder))
+    for place, words in enumerate(prompts):
+        if found[0][place] != found[1][place] or place % 24 == 0:
+            exactness.check(words, found[1][place])
+    assert exactness.num_excused <= 1
 
 
 def test_seeded_draws_are_the_same_with_and_without() -> None:
     _, folder = tiny_model("llama", **_SMALL_VOCAB)
-    prompts = repetitive_prompts(120, seed=2)
+    prompts = repetitive_prompts(96, seed=2)
     found = []
     for speculation in ("none", "ngram"):
         engine = SteppedEngine(folder, speculation=speculation, max_num_seqs=64, num_blocks=256)
