@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from pagedserve_engine.config import EngineConfig
@@ -29,6 +29,7 @@ from pagedserve_engine.model.snapshot import convert
 from pagedserve_engine.model.sources import ModelSource, resolve
 from pagedserve_engine.model.spec import ModelSpec, refusal, token_ids
 from pagedserve_engine.model.tokenizer import Tokenizer
+from pagedserve_engine.model.weights import find_files
 from pagedserve_engine.ranks import ALONE, Rank
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def load_model(
     quantize = choose_quantization(config.quantization, device)
     model: torch.nn.Module
     with _clear_errors(source, device):
-        files = _check_weight_files(source.path) if source.kind == "folder" else []
+        files = find_files(source.path) if source.kind == "folder" else []
         blueprint = _choose_decoder(config, source, shape, spec, files)
         if blueprint is None:
             _check_whole(source, rank)
@@ -235,29 +236,6 @@ def _fused_model(
 def _model_eos(model: torch.nn.Module, spec: ModelSpec) -> tuple[int, ...]:
     generation = getattr(model, "generation_config", None)
     return tuple(dict.fromkeys((*token_ids(getattr(generation, "eos_token_id", None)), *spec.eos_token_ids)))
-
-
-def _check_weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors; says which file is missing or cut short before it is needed."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelLoadError(f"{index} can't be read: download the model again", param="model") from error
-    if not files and not any(folder.glob("*.bin")):
-        raise ModelLoadError(f"{folder} holds no weights: *.safetensors files belong beside config.json", param="model")
-    for file in files:
-        if not file.is_file():
-            raise ModelLoadError(f"{file} is missing: download the model again", param="model")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            message = f"{file} is cut short or damaged ({error}): download the model again"
-            raise ModelLoadError(message, param="model") from error
-    return files
 
 
 @contextmanager

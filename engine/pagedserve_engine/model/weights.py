@@ -8,16 +8,17 @@ the plain one is freed before the next is made. The host holds one tensor at mos
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pagedserve_engine.errors import ModelLoadError
@@ -121,13 +122,18 @@ def load_weights(
     filler.expect(piece for plan in plans.values() for piece in plan.pieces)
     with progress(total=sum(t.bytes for t in matched), desc=what, unit="B", unit_scale=True, leave=False) as bar:
         for file in files:
-            with safe_open(file, framework="pt") as opened:
-                for tensor, planned in matched.items():
-                    if tensor.file != file:
-                        continue
-                    for piece in plans[planned].pieces:
-                        filler.put(piece, _read(opened, tensor.name, piece))
-                    bar.update(tensor.bytes)
+            mine = [(tensor, plans[planned]) for tensor, planned in matched.items() if tensor.file == file]
+            for done in _read_file(filler, file, mine):
+                bar.update(done)
+
+
+def _read_file(filler: WeightFiller, file: Path, tensors: Sequence[tuple[_Stored, TensorPlan]]) -> Iterator[int]:
+    """Put the pieces of a file's tensors in their places; the bytes of each that is done."""
+    with safe_open(file, framework="pt") as opened:
+        for tensor, plan in tensors:
+            for piece in plan.pieces:
+                filler.put(piece, _read(opened, tensor.name, piece))
+            yield tensor.bytes
 
 
 def fill_random(filler: WeightFiller, decoder: FusedDecoder, *, deviation: float, seed: int) -> None:
@@ -144,6 +150,29 @@ def fill_random(filler: WeightFiller, decoder: FusedDecoder, *, deviation: float
             parameter.normal_(0.0, deviation, generator=generator)
             parameter.copy_(parameter.to(decoder.dtype))
         filler.arrived(name)
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The folder's safetensors; says which file is missing or cut short before it is needed."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index} can't be read: download the model again", param="model") from error
+    if not files and not any(folder.glob("*.bin")):
+        raise ModelLoadError(f"{folder} holds no weights: *.safetensors files belong beside config.json", param="model")
+    for file in files:
+        if not file.is_file():
+            raise ModelLoadError(f"{file} is missing: download the model again", param="model")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            message = f"{file} is cut short or damaged ({error}): download the model again"
+            raise ModelLoadError(message, param="model") from error
+    return files
 
 
 # --- which tensor of which file is which -----------------------------------------------------------------------------
