@@ -135,7 +135,7 @@ def run_of_accepted(words: list[int], *, inside: Sequence[int]) -> tuple[list[in
 def test_a_stop_token_inside_an_accepted_run_ends_the_request_there() -> None:
     # What is accepted came before, so it can end a request only where the prompt has it.
     words = next(words for n in range(50) if run_of_accepted(words := prompt(3, n) * 3, inside=words))
-    tokens, place = run_of_accepted(words) or ([], 0)
+    tokens, place = run_of_accepted(words, inside=words) or ([], 0)
     for options, params in (
         ({}, {"stop_token_ids": (tokens[place],)}),
         ({"eos": (tokens[place],)}, {"ignore_eos": False}),
