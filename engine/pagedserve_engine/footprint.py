@@ -15,6 +15,7 @@ from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.graphs import CudaRecorder, graph_sizes
 from pagedserve_engine.memory import Memory, MemoryInputs, MemoryPlan, estimate_memory, plan_memory
 from pagedserve_engine.model.loader import LoadedModel
+from pagedserve_engine.model.quantization import scratch_bytes
 from pagedserve_engine.model.shards import Share
 from pagedserve_engine.model.spec import ModelSpec
 from pagedserve_engine.ranks import ALONE, Rank
@@ -54,12 +55,14 @@ def plan_core(
     if device.type == "cuda":
         found = measure_footprint(config, loaded, layout, CacheTensors(layout, 1, cache_dtype, device))
     else:
-        found = estimate_footprint(part_of(spec, share), config.max_num_seqs)
+        found = estimate_footprint(part_of(spec, share), config.max_num_seqs, scratch=scratch_bytes(loaded.model))
     inputs = MemoryInputs(
         total=before.total,
         free=before.free,
         max_memory_percent=config.max_memory_percent,
         weights=loaded.weights_bytes,
+        weights_kind="" if config.quantization == "none" else f"linear layers in {config.quantization}",
+        cache_kind="" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         activation_bytes_per_token=found.activation_bytes_per_token,
         activation_fixed=found.activation_fixed,
         static_buffers=found.static_buffers,
@@ -102,17 +105,19 @@ def worst(inputs: Sequence[MemoryInputs]) -> MemoryInputs:
     )
 
 
-def estimate_footprint(spec: ModelSpec, max_num_seqs: int) -> Footprint:
+def estimate_footprint(spec: ModelSpec, max_num_seqs: int, *, scratch: int = 0) -> Footprint:
     """Of steps on a CPU, in float32: an upper bound read off the forward pass.
 
     Fixed: logits of every row in three copies while sampling, and one row's keys and values gathered. By token: the
-    residual stream and its norms, queries, keys and values, both halves of the gated product.
+    residual stream and its norms, queries, keys and values, both halves of the gated product. One layer at a time
+    takes ``scratch`` bytes besides.
     """
     logits = 3 * (max_num_seqs + PROMPT_LOGITS) * spec.vocab_size
     gathered = 4 * spec.num_kv_heads * spec.head_dim * spec.max_position_embeddings
     stream = 8 * spec.hidden_size + 3 * spec.head_dim * (spec.num_heads + 2 * spec.num_kv_heads)
     return Footprint(
-        activation_fixed=4 * (logits + gathered), activation_bytes_per_token=4.0 * (stream + 4 * spec.intermediate_size)
+        activation_fixed=4 * (logits + gathered) + scratch,
+        activation_bytes_per_token=4.0 * (stream + 4 * spec.intermediate_size),
     )
 
 
