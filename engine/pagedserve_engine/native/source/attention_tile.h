@@ -46,24 +46,33 @@ inline void tile_softmax(int keys, int64_t width, const Scratch& s) {
     }
 }
 
+// Scores of every key for N vectors of queries, and their values: R rows of the left factor at a time, while the part
+// of the right one that they share stays in the nearest cache.
+template <int N>
+inline void tile_scores_of(const Scratch& s, int keys, int64_t lane, int64_t width, int64_t head_dim) {
+    in_blocks(keys, [&](auto rows, int64_t key) {
+        float* scores = s.scores + key * width + lane;
+        tile_scores<decltype(rows)::count, N>(s.keys + key * head_dim, s.query + lane, width, head_dim, scores);
+    });
+}
+
+template <int N, class T>
+inline void tile_values(
+    const Scratch& s, const KeyTile<T>& tile, int queries, int64_t column, int64_t width, int64_t head_dim) {
+    in_blocks(queries, [&](auto rows, int64_t query) {
+        float* out = s.out + query * head_dim;
+        add_columns<decltype(rows)::count, N>(
+            s.scores + query, width, tile, 0, column, head_dim, out, s.decay + query);
+    });
+}
+
 template <class T>
-inline void attend_tile(
-    const AttentionCall& call, const Scratch& s, const KeyTile<T>& tile, int queries) {
+inline void attend_tile(const AttentionCall& call, const Scratch& s, const KeyTile<T>& tile, int queries) {
     int64_t head_dim = call.head_dim, width = (queries + LANES - 1) / LANES * LANES;
     for (int key = 0; key < tile.count; key++) widen_row(s.keys + key * head_dim, tile.keys[key], head_dim, 1.0f);
-    for (int64_t lane = 0; lane < width;) {
-        bool two = lane + 2 * LANES <= width;
-        int key = 0;
-        for (; key + 6 <= tile.count; key += 6) {
-            auto scores = two ? tile_scores<6, 2> : tile_scores<6, 1>;
-            scores(s.keys + key * head_dim, s.query + lane, width, head_dim, s.scores + key * width + lane);
-        }
-        for (; key < tile.count; key++) {
-            auto scores = two ? tile_scores<1, 2> : tile_scores<1, 1>;
-            scores(s.keys + key * head_dim, s.query + lane, width, head_dim, s.scores + key * width + lane);
-        }
-        lane += two ? 2 * LANES : LANES;
-    }
+    int64_t lane = 0, column = 0;
+    for (; lane + 2 * LANES <= width; lane += 2 * LANES) tile_scores_of<2>(s, tile.count, lane, width, head_dim);
+    if (lane < width) tile_scores_of<1>(s, tile.count, lane, width, head_dim);
     if (call.softcap > 0.0f) {
         for (int64_t at = 0; at < tile.count * width; at += LANES) {
             store(s.scores + at, cap(load(s.scores + at), call.softcap));
@@ -73,13 +82,10 @@ inline void attend_tile(
         tile_mask(s, width, tile.begin, tile.count);
     }
     tile_softmax(tile.count, width, s);
-    int query = 0;
-    for (; query + 6 <= queries; query += 6) {
-        add_values<6>(s.scores + query, width, tile, 0, head_dim, s.out + query * head_dim, s.decay + query);
+    for (; column + 2 * LANES <= head_dim; column += 2 * LANES) {
+        tile_values<2>(s, tile, queries, column, width, head_dim);
     }
-    for (; query < queries; query++) {
-        add_values<1>(s.scores + query, width, tile, 0, head_dim, s.out + query * head_dim, s.decay + query);
-    }
+    if (column < head_dim) tile_values<1>(s, tile, queries, column, width, head_dim);
 }
 
 }  // namespace

@@ -68,14 +68,10 @@ void multiply_typed(
     const ProductCall& call, int64_t first_token, int64_t tokens, int64_t first_panel, int64_t panels, const T* type) {
     // Few panels at a time stay in the nearest cache while all rows pass.
     for (int64_t at = first_panel; at < first_panel + panels; at += 4) {
-        int64_t count = first_panel + panels - at < 4 ? first_panel + panels - at : 4, token = first_token;
-        int64_t last = first_token + tokens;
-        for (; token + 6 <= last; token += 6) multiply_rows<6>(call, token, at, count, type);
-        if (last - token == 5) multiply_rows<5>(call, token, at, count, type);
-        if (last - token == 4) multiply_rows<4>(call, token, at, count, type);
-        if (last - token == 3) multiply_rows<3>(call, token, at, count, type);
-        if (last - token == 2) multiply_rows<2>(call, token, at, count, type);
-        if (last - token == 1) multiply_rows<1>(call, token, at, count, type);
+        int64_t count = first_panel + panels - at < 4 ? first_panel + panels - at : 4;
+        in_blocks(tokens, [&](auto rows, int64_t token) {
+            multiply_rows<decltype(rows)::count>(call, first_token + token, at, count, type);
+        });
     }
 }
 

@@ -274,4 +274,21 @@ inline __attribute__((always_inline)) void multiply(int64_t n, const A& a, const
     }
 }
 
+template <int R>
+struct Rows {
+    static constexpr int count = R;
+};
+
+// Calls work(Rows<R>, first) for rows [0, count) in blocks of 6, as many as keep their sums in registers, and a rest.
+template <class Work>
+inline void in_blocks(int64_t count, const Work& work) {
+    int64_t first = 0;
+    for (; first + 6 <= count; first += 6) work(Rows<6>{}, first);
+    if (count - first == 5) work(Rows<5>{}, first);
+    if (count - first == 4) work(Rows<4>{}, first);
+    if (count - first == 3) work(Rows<3>{}, first);
+    if (count - first == 2) work(Rows<2>{}, first);
+    if (count - first == 1) work(Rows<1>{}, first);
+}
+
 }  // namespace
