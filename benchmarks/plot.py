@@ -74,8 +74,8 @@ def _fill(figure: Figure, figures: Figures, stored: dict[str, Any]) -> None:
     most = max((len(row["samples"]) for row in stored["rows"]), default=0)
     machine, settings = stored["hardware"], stored["settings"]
     figure.suptitle(
-        f"{settings['model'].partition('.')[0]}, {settings['dtype']}, {settings['threads']} threads on {machine['processor']}"
-        f" ({', '.join(machine['instructions'])}); medians of up to {most} runs",
+        f"{settings['model'].partition('.')[0]}, {settings['dtype']}, {settings['threads']} threads"
+        f" on {machine['processor']} ({', '.join(machine['instructions'])}); medians of up to {most} runs",
         fontsize=10,
     )
 
