@@ -7,8 +7,9 @@ their differing tokens are a row of their own.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import Row
@@ -51,17 +52,23 @@ def measure(
         "on": build_core(config.derive(speculation="ngram", speculation_tokens=speculation_tokens)),
     }
     rows: list[Row] = []
-    for batch in batches:
-        for workload, ask, temperature in WORKLOADS:
-            prompts = _prompts(cores["on"], ask, batch)
-            for core in cores.values():
-                run(core, prompts, 8, temperature=temperature)
-            runs: dict[str, list[Run]] = {name: [] for name in cores}
-            for repetition in range(repeats):
-                for name in sorted(cores, reverse=bool(repetition % 2)):
-                    runs[name].append(run(cores[name], prompts, OUTPUT_TOKENS, temperature=temperature))
-            rows += _rows(f"speculation_{workload}_{batch}", runs)
+    for batch, (workload, ask, temperature) in itertools.product(batches, WORKLOADS):
+        runs = _alternate(cores, _prompts(cores["on"], ask, batch), repeats=repeats, temperature=temperature)
+        rows += _rows(f"speculation_{workload}_{batch}", runs)
     return rows
+
+
+def _alternate(
+    cores: Mapping[str, Core], prompts: Sequence[Sequence[int]], *, repeats: int, temperature: float
+) -> dict[str, list[Run]]:
+    """Runs of each core, in turns that begin with another one each time."""
+    for core in cores.values():
+        run(core, prompts, 8, temperature=temperature)
+    runs: dict[str, list[Run]] = {name: [] for name in cores}
+    for repetition in range(repeats):
+        for name in sorted(cores, reverse=bool(repetition % 2)):
+            runs[name].append(run(cores[name], prompts, OUTPUT_TOKENS, temperature=temperature))
+    return runs
 
 
 def run(core: Core, prompts: Sequence[Sequence[int]], max_tokens: int, *, temperature: float) -> Run:
