@@ -37,22 +37,29 @@ class NgramDrafter:
         end = _latest_match(known)
         if end is None:
             return known[:0]
-        return np.resize(known[end:], min(most, self.num_tokens))
+        num_tokens = min(most, self.num_tokens)
+        following = known[end : end + num_tokens]
+        return following if len(following) == num_tokens else np.resize(following, num_tokens)
 
 
 def _latest_match(known: Int32Array) -> int | None:
     """Where what follows the latest of the longest earlier occurrences of the last tokens begins."""
-    ends = np.flatnonzero(known[1:-1] == known[-1]) + 1
-    found = ends[:0]
-    for back in range(1, LONGEST):
+    if len(known) <= SHORTEST:
+        return None
+    first = SHORTEST - 1
+    hits = known[first:-1] == known[-1]
+    for back in range(1, SHORTEST):
+        hits &= known[first - back : -1 - back] == known[-1 - back]
+    ends = np.flatnonzero(hits) + first
+    found = ends
+    for back in range(SHORTEST, LONGEST):
         # They rise, and those that lay before ``back`` are gone but for this one.
         if len(ends) and ends[0] < back:
             ends = ends[1:]
         if not len(ends):
             break
         ends = ends[known[ends - back] == known[-1 - back]]
-        if len(ends) and back + 1 >= SHORTEST:
-            found = ends
+        found = ends if len(ends) else found
     return int(found[-1]) + 1 if len(found) else None
 
 
