@@ -20,6 +20,7 @@ from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import OutOfDeviceMemoryError, StepFailedError
 from pagedserve_engine.request import FinishReason, GrammarSpec
 from pagedserve_engine.speculation import LONGEST, LOOKBACK, SHORTEST, NgramDrafter
+from recorder import RepeatingRecorder, draw
 from scheduling import Engine, prompt
 from stepping import Exactness, SteppedEngine
 
@@ -335,11 +336,11 @@ _SMALL_VOCAB = {"vocab_size": 16}
 
 
 def repetitive_prompts(count: int, seed: int) -> list[list[int]]:
-    draw = random.Random(seed)
+    chance = random.Random(seed)
     prompts = []
     for _ in range(count):
-        phrase = [draw.randrange(3, 16) for _ in range(draw.randrange(2, 10))]
-        prompts.append((phrase * 25)[: draw.randrange(10, 50)])
+        phrase = [chance.randrange(3, 16) for _ in range(chance.randrange(2, 10))]
+        prompts.append((phrase * 25)[: chance.randrange(10, 50)])
     return prompts
 
 
@@ -384,6 +385,22 @@ def test_seeded_draws_are_the_same_with_and_without() -> None:
     assert sum(a != b for a, b in zip(*found, strict=True)) <= 1
 
 
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_p": 0.95}], ids=["greedy", "drawn"])
+def test_captured_steps_take_drafts_and_pad_them(params: dict[str, Any]) -> None:
+    _, folder = tiny_model("llama", **_SMALL_VOCAB)
+    prompts = repetitive_prompts(24, seed=6)
+    found = []
+    for speculation in ("none", "ngram"):
+        engine = SteppedEngine(folder, speculation=speculation, max_num_seqs=64, num_blocks=256, attention="native")
+        engine.core.runner.draw = draw
+        recorder = RepeatingRecorder()
+        engine.core.runner.capture(recorder, (8, 64))
+        found.append(answers(engine, prompts, max_tokens=12, **params))
+        assert recorder.num_replayed > 10
+    assert engine.scheduler.num_accepted > 10
+    assert sum(a != b for a, b in zip(*found, strict=True)) <= 1
+
+
 def test_ends_and_minimum_lengths_are_kept_among_drafts() -> None:
     _, folder = tiny_model("llama", **_SMALL_VOCAB)
     prompts = repetitive_prompts(48, seed=3)
@@ -417,8 +434,8 @@ def test_log_probabilities_come_for_every_token_of_a_run() -> None:
 def test_unseeded_draws_have_the_model_s_distribution() -> None:
     """Pairs of tokens behind one prompt, against the products of the reference's probabilities."""
     _, folder = tiny_model("llama", vocab_size=8, eos_token_id=7)
-    draw = random.Random(5)
-    words = [draw.randrange(8) for _ in range(80)]
+    chance = random.Random(5)
+    words = [chance.randrange(8) for _ in range(80)]
     reference = load_reference(folder)
     exact = torch.zeros(8, 8, dtype=torch.float64)
     first = reference_logits(reference, words)[-1].double().softmax(-1)
