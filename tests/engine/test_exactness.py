@@ -86,7 +86,8 @@ def test_preemption_changes_no_token(name: str, num_blocks: int, depth: int) -> 
 
 @pytest.mark.parametrize("name", TINY)
 def test_teacher_forced_log_probabilities_agree(name: str) -> None:
-    _teacher_forced(tiny_model(name)[1], length=60, tolerance=1e-5, block_size=8, max_batch_tokens=13)
+    # In float32 these models' logits lie up to 1.4e-5 from those in float64, transformers' own forward pass included.
+    _teacher_forced(tiny_model(name)[1], length=60, tolerance=2e-5, block_size=8, max_batch_tokens=13)
 
 
 @pytest.mark.real_model
