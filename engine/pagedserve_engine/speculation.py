@@ -22,6 +22,10 @@ LOOKBACK = 16_384
 """Tokens searched, from the end: bounds the time of a look-up where contexts are long."""
 
 
+FIRST_REACH = 2
+"""Tokens of a request's first draft."""
+
+
 @dataclass(frozen=True, slots=True)
 class NgramDrafter:
     """Drafts up to ``num_tokens`` tokens of a request."""
@@ -61,6 +65,18 @@ def _latest_match(known: Int32Array) -> int | None:
         ends = ends[known[ends - back] == known[-1 - back]]
         found = ends if len(ends) else found
     return int(found[-1]) + 1 if len(found) else None
+
+
+def next_reach(batch: Batch, counts: npt.NDArray[np.bool_]) -> tuple[Int32Array, Int32Array]:
+    """The slots that had drafts, and how long their next ones may be; ``counts`` as from ``accepted``.
+
+    Twice what was right: a text that repeats itself is followed with long drafts after a step or two, and one that
+    doesn't costs a token for each look-up that finds something.
+    """
+    firsts = np.flatnonzero(batch.depths == 0)
+    right = np.add.reduceat(counts[: batch.num_decodes].astype(np.int32), firsts) - 1
+    drafted = np.diff(np.append(firsts, batch.num_decodes)) > 1
+    return batch.slots[firsts[drafted]], np.maximum(2 * right[drafted], 1)
 
 
 def accepted(batch: Batch, output: StepOutput) -> npt.NDArray[np.bool_]:

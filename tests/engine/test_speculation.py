@@ -197,6 +197,23 @@ def test_only_accepted_tokens_are_found_again() -> None:
     assert engine.scheduler.num_accepted < engine.scheduler.num_drafted
 
 
+def test_a_draft_is_at_most_twice_as_long_as_the_last_one_was_right() -> None:
+    engine = speculating(drafted=8)
+    request_id = engine.add(prompt(3) * 3, max_tokens=150)
+    reach, lengths = 2, []
+    while engine.reason(request_id) is None:
+        before = len(engine.tokens(request_id))
+        engine.step()
+        length = drafted_rows(engine.runner.batches[-1])
+        assert length <= reach
+        if length:
+            lengths.append(length)
+            reach = max(1, 2 * (len(engine.tokens(request_id)) - before - 1))
+    assert lengths[0] == 2
+    assert {1, 2, 4, 8} <= set(lengths)
+    engine.assert_exact(request_id)
+
+
 def test_drafts_take_what_prompts_leave_of_the_budget() -> None:
     engine = speculating(budget=8)
     request_id = engine.add(prompt(5), max_tokens=60)

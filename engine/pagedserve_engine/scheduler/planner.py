@@ -158,7 +158,7 @@ class Planner:
         for slot in able.tolist():
             known = int(table.known[slot])
             # The step brings one token more than it accepts.
-            most = min(left, int(table.limit[slot]) - known - 1)
+            most = min(left, int(table.reach[slot]), int(table.limit[slot]) - known - 1)
             if most <= 0:
                 continue
             draft = drafter.draft(table.tokens[slot, :known], most=most)

@@ -25,7 +25,7 @@ from pagedserve_engine.scheduler.budget import BlockReserve
 from pagedserve_engine.scheduler.planner import Planner
 from pagedserve_engine.scheduler.queues import Queues
 from pagedserve_engine.scheduler.table import SequenceTable, SlotArray
-from pagedserve_engine.speculation import NgramDrafter, accepted
+from pagedserve_engine.speculation import NgramDrafter, accepted, next_reach
 
 Rows = npt.NDArray[np.intp]
 
@@ -229,6 +229,8 @@ class Scheduler:
         The step has computed an accepted draft and sampled the token behind it: it counts as launched only now.
         """
         self.num_drafted += int((batch.depths > 0).sum())
+        slots, lengths = next_reach(batch, counts)
+        self._table.reach[slots] = lengths
         for depth in range(1, int(batch.depths.max()) + 1):
             rows = np.flatnonzero(counts[: batch.num_decodes] & (batch.depths == depth))
             rows = rows[self._queues.live(batch)[rows]]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagedserve_engine.request import RequestState
+from pagedserve_engine.speculation import FIRST_REACH
 
 SlotArray = npt.NDArray[np.int32]
 
@@ -43,6 +44,8 @@ class SequenceTable:
         """Requests whose next token can't be chosen before the host knows the one before."""
         self.draftable = np.zeros(max_num_seqs, np.bool_)
         """Requests of which a position may be sampled before the one before it is read: no penalties, no grammar."""
+        self.reach = np.zeros(max_num_seqs, np.int32)
+        """Tokens that the next draft may have at most: twice those that the last one had right, and at least one."""
         self._arrival = np.zeros(max_num_seqs, np.float64)
         self._ends_at_eos = np.zeros(max_num_seqs, np.bool_)
         self._has_stop_ids = np.zeros(max_num_seqs, np.bool_)
@@ -76,6 +79,7 @@ class SequenceTable:
         self.limit[slot] = len(request.prompt_ids) + request.max_tokens
         self.lockstep[slot] = params.grammar is not None
         self.draftable[slot] = params.grammar is None and not params.penalised
+        self.reach[slot] = FIRST_REACH
         self._arrival[slot] = request.arrival_time
         self._ends_at_eos[slot] = not params.ignore_eos
         self._has_stop_ids[slot] = bool(params.stop_token_ids)
