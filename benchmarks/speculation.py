@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import Row
@@ -45,17 +45,15 @@ class Run:
 
 def measure(
     config: EngineConfig, *, batches: Sequence[int] = BATCHES, repeats: int = 3, speculation_tokens: int = 4
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of every workload and batch size for the model of ``config``, which must have a chat template."""
     cores = {
         "off": build_core(config.derive(speculation="none")),
         "on": build_core(config.derive(speculation="ngram", speculation_tokens=speculation_tokens)),
     }
-    rows: list[Row] = []
     for batch, (workload, ask, temperature) in itertools.product(batches, WORKLOADS):
         runs = _alternate(cores, _prompts(cores["on"], ask, batch), repeats=repeats, temperature=temperature)
-        rows += _rows(f"speculation_{workload}_{batch}", runs)
-    return rows
+        yield from _rows(f"speculation_{workload}_{batch}", runs)
 
 
 def _alternate(
@@ -135,7 +133,10 @@ def main() -> None:
     for row in measure(
         config, batches=arguments.batches, repeats=arguments.repeats, speculation_tokens=arguments.tokens
     ):
-        print(f"{row.workload:24} {row.engine:28} {row.metric:18} {row.value:10.3f} {row.unit:8} {row.samples}")
+        print(
+            f"{row.workload:24} {row.engine:28} {row.metric:18} {row.value:10.3f} {row.unit:8} {row.samples}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
