@@ -78,23 +78,25 @@ class Fields:
                 return option
         raise SpecError(self._at(name), f"must be one of {', '.join(allowed)}, not {value!r}")
 
-    def integer(self, name: str, default: int) -> int:
-        """A whole number."""
-        value = self.maybe_integer(name)
+    def integer(self, name: str, default: int, *, low: int | None = None) -> int:
+        """A whole number, ``low`` or more."""
+        value = self.maybe_integer(name, low=low)
         return default if value is None else value
 
-    def maybe_integer(self, name: str) -> int | None:
-        """A whole number or None."""
+    def maybe_integer(self, name: str, *, low: int | None = None) -> int | None:
+        """A whole number, ``low`` or more, or None."""
         value = self._values.get(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
             raise SpecError(self._at(name), f"must be a whole number, not {value!r}")
+        if low is not None and value < low:
+            raise SpecError(self._at(name), f"must be at least {low}, not {value}")
         return value
 
-    def required_integer(self, name: str) -> int:
-        """A whole number that must be there."""
-        value = self.maybe_integer(name)
+    def required_integer(self, name: str, *, low: int | None = None) -> int:
+        """A whole number, ``low`` or more, that must be there."""
+        value = self.maybe_integer(name, low=low)
         if value is None:
             raise SpecError(self._at(name), "is missing: give a whole number")
         return value

@@ -81,7 +81,7 @@ def _model(model: Fields) -> Model:
         revision=model.maybe_text("revision"),
         served_name=model.maybe_text("servedName"),
         dtype=model.text("dtype", "auto"),
-        max_model_len=model.maybe_integer("maxModelLen"),
+        max_model_len=model.maybe_integer("maxModelLen", low=1),
         quantization=model.text("quantization", "none"),
         chat_template=model.maybe_text("chatTemplate"),
         architecture=_architecture(model.child("architecture")) if model.has("architecture") else None,
@@ -90,25 +90,25 @@ def _model(model: Fields) -> Model:
 
 def _architecture(shape: Fields) -> Architecture:
     return Architecture(
-        layers=shape.required_integer("layers"),
+        layers=shape.required_integer("layers", low=1),
         layer_types=shape.texts("layerTypes"),
-        sliding_window=shape.maybe_integer("slidingWindow"),
-        kv_heads=shape.required_integer("kvHeads"),
-        head_dim=shape.required_integer("headDim"),
-        hidden_size=shape.required_integer("hiddenSize"),
-        intermediate_size=shape.required_integer("intermediateSize"),
-        vocab_size=shape.required_integer("vocabSize"),
-        parameters=shape.required_integer("parameters"),
-        active_parameters=shape.maybe_integer("activeParameters"),
-        max_position_embeddings=shape.maybe_integer("maxPositionEmbeddings"),
+        sliding_window=shape.maybe_integer("slidingWindow", low=1),
+        kv_heads=shape.required_integer("kvHeads", low=1),
+        head_dim=shape.required_integer("headDim", low=1),
+        hidden_size=shape.required_integer("hiddenSize", low=1),
+        intermediate_size=shape.required_integer("intermediateSize", low=1),
+        vocab_size=shape.required_integer("vocabSize", low=1),
+        parameters=shape.required_integer("parameters", low=1),
+        active_parameters=shape.maybe_integer("activeParameters", low=1),
+        max_position_embeddings=shape.maybe_integer("maxPositionEmbeddings", low=1),
     )
 
 
 def _gpu(gpu: Fields) -> Gpu:
     return Gpu(
         type=gpu.text("type", "auto"),
-        count=gpu.integer("count", 1),
-        memory_mib=gpu.maybe_integer("memoryMiB"),
+        count=gpu.integer("count", 1, low=1),
+        memory_mib=gpu.maybe_integer("memoryMiB", low=1),
         node_selector=gpu.texts_by_name("nodeSelector"),
         tolerations=gpu.rows("tolerations"),
         pin=gpu.flag("pin", True),
@@ -117,9 +117,9 @@ def _gpu(gpu: Fields) -> Gpu:
 
 def _tuning(tuning: Fields) -> TuningOverrides:
     return TuningOverrides(
-        num_blocks=tuning.maybe_integer("numBlocks"),
-        max_batch_tokens=tuning.maybe_integer("maxBatchTokens"),
-        block_size=tuning.integer("blockSize", 32),
+        num_blocks=tuning.maybe_integer("numBlocks", low=1),
+        max_batch_tokens=tuning.maybe_integer("maxBatchTokens", low=1),
+        block_size=tuning.integer("blockSize", 32, low=1),
         safety_margin=tuning.number("safetyMargin", 0.2),
         max_memory_percent=tuning.number("maxMemoryPercent", 0.9),
         scheduler=tuning.text("scheduler", "fifo"),

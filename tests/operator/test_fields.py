@@ -105,6 +105,7 @@ REFUSALS: dict[str, tuple[Any, Callable[[Fields], object], str]] = {
     "a number as text": (8, lambda fields: fields.text("field", ""), "must be a string, not 8: quote it"),
     "a list as text": (["a"], lambda fields: fields.maybe_text("field"), "must be a string"),
     "text as a whole number": ("8", lambda fields: fields.integer("field", 0), "must be a whole number, not '8'"),
+    "a count too small": (-1, lambda fields: fields.required_integer("field", low=1), "must be at least 1, not -1"),
     "a fraction as a whole number": (1.5, lambda fields: fields.integer("field", 0), "must be a whole number"),
     "a flag as a whole number": (True, lambda fields: fields.integer("field", 0), "must be a whole number, not True"),
     "text as a number": ("0.9", lambda fields: fields.number("field", 0), "must be a number, not '0.9': write it with"),
