@@ -14,6 +14,7 @@ import pytest
 import torch
 from aiohttp.test_utils import TestClient
 from prometheus_client import CollectorRegistry
+from torch.utils.hooks import RemovableHandle
 
 from load_clients import Answer, Question, ask
 from models import tiny_chat_model, tiny_model
@@ -242,21 +243,23 @@ def test_a_request_without_numbers_fails_alone(family: str, temperature: float, 
 def test_a_fault_that_passes_leaves_nothing_to_be_found_again():
     engine = SteppedEngine(tiny_model("llama")[1], num_threads=1)
     prompt, params = [40, 41, POISON, *range(50, 70)], {"temperature": 0.0}
-    healed = poison(engine, float("nan"))
+    poisoned = poison(engine, float("nan"))
     assert isinstance(run(engine, [prompt], params)[0], StepFailedError)
-    poison(engine, healed)
+    poisoned.remove()
     untouched = SteppedEngine(tiny_model("llama")[1], num_threads=1)
     assert run(engine, [prompt], params) == run(untouched, [prompt], params)
 
 
-def poison(engine: SteppedEngine, value: torch.Tensor | float) -> torch.Tensor:
-    """Give the token that embedding; returns the one it had."""
-    model = engine.processor._runner._model  # type: ignore[attr-defined]
-    weight = model.embedding if isinstance(model, FusedDecoder) else model.get_input_embeddings().weight
-    before: torch.Tensor = weight[POISON].detach().clone()
-    with torch.no_grad():
-        weight[POISON] = value
-    return before
+def poison(engine: SteppedEngine, value: float) -> RemovableHandle:
+    """Give the token that embedding, until the handle is removed."""
+    model = engine.core.runner._model
+    embedding = model.embedding if isinstance(model, FusedDecoder) else model.get_input_embeddings()  # type: ignore[operator]
+
+    def replace(_: Any, ids: tuple[torch.Tensor, ...], rows: torch.Tensor) -> torch.Tensor:
+        return rows.masked_fill((ids[0] == POISON).unsqueeze(-1), value)
+
+    handle: RemovableHandle = embedding.register_forward_hook(replace)  # type: ignore[union-attr]
+    return handle
 
 
 def run(
