@@ -84,7 +84,7 @@ def test_the_command_measures_one_group_and_keeps_it(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_a_machine_without_a_device_is_told_what_to_do(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 1
