@@ -24,7 +24,7 @@ def port_of(server: Server) -> int:
 def crowded() -> Iterator[Server]:
     """Too small for its clients: some are refused, and blocks run out."""
     with Server(
-        tiny_chat_model()[1], max_num_seqs=128, max_queue=256, num_blocks=300, block_size=16, max_model_len=1024
+        tiny_chat_model()[1], max_num_seqs=128, max_queue=256, num_blocks=150, block_size=16, max_model_len=1024
     ) as server:
         yield server
 
