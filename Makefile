@@ -16,7 +16,7 @@ serve: ## run the engine on the small model
 	@echo "Installing what is missing (the first time a few minutes: PyTorch alone is 2.6 GB), then starting the engine"
 	@exec $(RUN) --group demo python -m pagedserve_engine serve
 
-test: test-engine test-operator test-faults ## every test that needs no GPU
+test: test-engine test-operator ## every test that needs no GPU (the matrix of faults has a target of its own)
 
 test-engine: ## the engine's tests, on the CPU
 	$(RUN) --group test pytest -m "not gpu" tests/engine

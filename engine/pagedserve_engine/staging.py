@@ -15,9 +15,6 @@ import numpy.typing as npt
 import torch
 
 _ALIGNMENT = 64
-_MAX_VIEWS = 4096
-"""Views kept; steps of decoding rows ask for the same few again and again."""
-
 _TORCH: dict[np.dtype[np.generic], torch.dtype] = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.int32): torch.int32,
@@ -44,7 +41,6 @@ class Staging:
         self._turn = 0
         self._used = 0
         self._flushed = 0
-        self._views: dict[tuple[int, tuple[int, ...], np.dtype[np.generic]], torch.Tensor] = {}
 
     def begin(self) -> None:
         """Start a step: what was put before is gone on the host, and on the device with the next ``flush``."""
@@ -77,14 +73,9 @@ class Staging:
             self._copied[self._turn] = torch.cuda.current_stream(self.device).record_event()
 
     def _view(self, start: int, shape: Sequence[int], dtype: np.dtype[np.generic]) -> torch.Tensor:
-        key = (start, tuple(shape), dtype)
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) >= _MAX_VIEWS:
-                self._views.clear()
-            stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            view = self._views[key] = self._target[start:stop].view(_TORCH[dtype]).view(*shape)
-        return view
+        # Made anew each time: views that are kept pin the heap between a step's large tensors, and it never shrinks.
+        stop = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._target[start:stop].view(_TORCH[dtype]).view(*shape)
 
 
 def send(array: Numbers, device: torch.device) -> torch.Tensor:

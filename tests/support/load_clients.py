@@ -152,17 +152,17 @@ def tally(samples: Mapping[str, float]) -> Counter[str]:
     )
 
 
-def proportional_bytes(pid: int) -> int:
-    """The process's memory and its children's, pages shared with others counted in parts (PSS)."""
+def anonymous_bytes(pid: int) -> int:
+    """The process's own memory and its children's. A library's pages would count more when others that share it end."""
     process = psutil.Process(pid)
-    return sum(_pss(each.pid) for each in (process, *process.children(recursive=True)))
+    return sum(_anonymous(each.pid) for each in (process, *process.children(recursive=True)))
 
 
-def _pss(pid: int) -> int:
+def _anonymous(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Pss_Anon:"):
             return int(line.split()[1]) << 10
-    raise AssertionError(f"no Pss of {pid}")
+    raise AssertionError(f"no Pss_Anon of {pid}")
 
 
 def _request(question: Question) -> bytes:
