@@ -43,18 +43,18 @@ def test_turning_it_off_and_on_again_never_resets_the_replicas(
     world.create("chat", autoscaling=SCALED)
     world.wait_rolled("chat")
     autoscale(world, "chat", 6)
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     with watching(world, "chat") as counts:
         world.edit("chat", autoscaling=None)
         world.wait_gone("HorizontalPodAutoscaler", "chat")
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
         world.edit("chat", autoscaling={**SCALED, "maxReplicas": 8})
         world.wait_child("HorizontalPodAutoscaler", "chat")
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
         world.edit("chat", autoscaling=None)
         world.edit("chat", limits={"maxQueue": 3})
         world.wait_gone("HorizontalPodAutoscaler", "chat")
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
     assert counts == {6}
 
 
@@ -66,10 +66,10 @@ def test_turning_it_on_keeps_what_the_user_had_scaled_to(
     with watching(world, "chat") as counts:
         world.edit("chat", replicas=None, autoscaling=SCALED)
         world.wait_child("HorizontalPodAutoscaler", "chat")
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
         # Whoever stops naming a number keeps the one that is there, too.
         world.edit("chat", autoscaling=None)
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
     assert counts == {5}
 
 
@@ -83,10 +83,10 @@ def test_a_late_write_of_the_autoscaler_pins_no_wrong_count(
     world.wait_gone("HorizontalPodAutoscaler", "chat")
     # Its controller had decided before it saw the deletion.
     autoscale(world, "chat", 4)
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.replicas("chat") == 4
     world.edit("chat", replicas=3)
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     autoscale(world, "chat", 7)
     world.wait_child("Deployment", "chat", lambda child: child["spec"]["replicas"] == 3, "has the user's number again")
 
@@ -121,10 +121,10 @@ def test_another_autoscaler_on_the_same_target_is_told_and_not_fought(
     theirs = foreign_autoscaler(world, "theirs", target="chat", low=4)
     told = world.wait("chat", "ScalingActive", "False", reason="AutoscalerConflict")
     assert "HorizontalPodAutoscaler theirs" in condition_of(told, "ScalingActive")["message"]
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     mark = control_plane.audit.mark()
-    settle(operator, control_plane)
-    assert own_writes(control_plane, mark) == []
+    settle(operator, control_plane, world)
+    assert own_writes(control_plane, world, mark) == []
     # Ours stays as the spec asks for, theirs as they wrote it: which one goes is the user's to say.
     assert world.child("HorizontalPodAutoscaler", "chat")["spec"]["minReplicas"] == 2
     assert world.child("HorizontalPodAutoscaler", "theirs")["spec"] == theirs["spec"]
@@ -144,7 +144,7 @@ def test_somebodys_own_autoscaler_is_a_way_to_run(
     world.wait_rolled("chat")
     foreign_autoscaler(world, "theirs", target="chat", low=4)
     world.wait_child("Deployment", "chat", lambda child: child["spec"]["replicas"] == 4, "has their number")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.replicas("chat") == 4
     assert condition_of(world.get("chat"), "ScalingActive") == {}
 

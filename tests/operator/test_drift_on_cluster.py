@@ -150,11 +150,11 @@ def test_what_others_add_survives(
     control_plane.kubectl("-n", world.namespace, "rollout", "restart", "deployment/chat")
     control_plane.kubectl("-n", world.namespace, "scale", "deployment/chat", "--replicas=3")
     world.wait_rolled("chat")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     # A change of the spec applies everything again, and takes nothing of theirs along.
     world.edit("chat", limits={"maxQueue": 9}, autoscaling={"maxReplicas": 4}, service={"annotations": {"c": "d"}})
     world.wait_rolled("chat")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     for kind in kinds:
         metadata = world.child(kind, "chat")["metadata"]
         assert (metadata["labels"]["team"], metadata["annotations"]["note"]) == ("blue", "keep"), kind
@@ -179,9 +179,9 @@ def test_an_open_count_that_is_scaled_by_hand_stays(
     world.create("chat")
     world.wait_child("Deployment", "chat")
     control_plane.kubectl("-n", world.namespace, "scale", "deployment/chat", "--replicas=3")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     world.edit("chat", limits={"maxQueue": 9})
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.replicas("chat") == 3
 
 

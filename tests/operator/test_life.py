@@ -103,7 +103,7 @@ def test_deletion_leaves_nothing(control_plane: Cluster, world: World, operator:
     delete = control_plane.kubectl("-n", world.namespace, "delete", "psvc/chat", "--timeout=20s")
     assert "deleted" in delete.stdout
     _wait_nothing_left(world, "chat")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
 
 
 def test_a_resource_made_anew_under_its_old_name_gets_children_of_its_own(world: World) -> None:
@@ -137,9 +137,9 @@ def test_orphaned_children_are_taken_back(world: World) -> None:
 def test_events_tell_a_life_once(world: World, operator: OperatorThread, control_plane: Cluster) -> None:
     world.create("chat")
     world.wait_rolled("chat")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.events("chat") == ["Available", "TuningResolved"]
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.events("chat") == ["Available", "TuningResolved"]
 
 
@@ -156,7 +156,7 @@ def test_a_deleted_namespace_leaves_the_operator_well(
     doomed.client.wait_gone("v1", "Namespace", doomed.namespace)
     world.create("after")
     world.wait_ready("after")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert operator.failure is None
 
 
@@ -177,7 +177,7 @@ def test_a_stale_status_written_by_somebody_is_put_right(
     wrong = {"status": {"url": "http://elsewhere", "readyReplicas": 9, "conditions": []}}
     world.client.patch(resource, wrong, subresource="status", manager="somebody")
     world.wait_ready("chat")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert world.get("chat")["status"]["url"] == resource["status"]["url"]
     assert world.get("chat")["status"]["readyReplicas"] == 1
 

@@ -46,7 +46,7 @@ def test_a_suspended_resource_is_left_exactly_as_it_is(
         world.client.patch(world.child("Deployment", "chat"), by_hand, manager="somebody")
         world.client.delete("v1", "Service", "chat", namespace=world.namespace)
         world.edit("chat", limits={"maxQueue": 5}, service={"port": 8000})
-        settle(thread, control_plane)
+        settle(thread, control_plane, world)
         edited = world.child("Deployment", "chat")
         template = edited["spec"]["template"]["spec"]
         assert (edited["spec"]["replicas"], template["terminationGracePeriodSeconds"]) == (2, 99)
@@ -70,7 +70,7 @@ def test_a_resource_that_is_born_suspended_gets_nothing_before_it_is_resumed(
         world.create("chat", suspend=True)
         told = world.wait("chat", "Ready", "False", reason="Suspended")
         assert "spec.suspend" in condition_of(told, "Ready")["message"]
-        settle(thread, control_plane)
+        settle(thread, control_plane, world)
         assert world.find("Deployment", "chat") is None
         world.edit("chat", suspend=False)
         world.wait_rolled("chat")
@@ -142,7 +142,7 @@ def test_the_autoscalers_count_survives_a_restart_of_the_operator(
     begin = world.child("Deployment", "chat")
     control_plane.kubectl("-n", world.namespace, "scale", "deployment/chat", "--replicas=6")
     with an_operator(control_plane, world) as again:
-        settle(again, control_plane)
+        settle(again, control_plane, world)
     counts = [child["spec"]["replicas"] for child in world.history(begin)]
     assert set(counts[counts.index(6) :]) == {6}
 
@@ -159,7 +159,7 @@ def test_a_new_operator_rolls_no_running_pod(
     monkeypatch.setattr("pagedserve_operator.tuner.resolve", _never)
     monkeypatch.setattr("pagedserve_operator.tuner.decide", _never)
     with an_operator(control_plane, world, engine_image="example/engine:2") as thread:
-        settle(thread, control_plane)
+        settle(thread, control_plane, world)
         after = world.child("Deployment", "chat")
         assert after["metadata"]["generation"] == before["metadata"]["generation"]
         assert after["spec"] == before["spec"]
@@ -201,10 +201,10 @@ def test_bad_input_is_told_once_with_its_field_and_cure(
             message = condition_of(told, "Ready")["message"]
             assert all(word in message for word in words), message
             assert "status" not in told["status"].get("tuning", {})
-        settle(thread, control_plane)
+        settle(thread, control_plane, world)
         mark = control_plane.audit.mark()
         look_at_everything(thread, world.client, times=5)
-        assert own_writes(control_plane, mark) == []
+        assert own_writes(control_plane, world, mark) == []
         for name in BAD:
             for kind in ("Deployment", "Service", "PodDisruptionBudget"):
                 assert world.find(kind, name) is None, f"{name} has a half-made {kind}"
@@ -229,7 +229,7 @@ def test_a_name_that_is_taken_is_told_and_nothing_of_the_owner_is_touched(
         world.create("chat")
         told = world.wait("chat", "Degraded", reason="NameTaken")
         assert "Service chat" in condition_of(told, "Degraded")["message"]
-        settle(thread, control_plane)
+        settle(thread, control_plane, world)
         assert world.child("Service", "chat") == before
         assert world.find("Deployment", "chat") is None
         world.client.delete("v1", "Service", "chat", namespace=world.namespace)
@@ -251,7 +251,7 @@ def test_pods_over_quota_and_children_over_quota_are_told(
         settled = control_plane.audit.mark()
         look_at_everything(thread, world.client, times=3)
         # A look tries again what was refused, and nothing else; on its own it looks again after a minute.
-        assert set(own_writes(control_plane, settled)) == {f"patch {world.namespace}/services/chat  403"}
+        assert set(own_writes(control_plane, world, settled)) == {f"patch {world.namespace}/services/chat  403"}
         world.client.delete("v1", "ResourceQuota", "services", namespace=world.namespace)
 
         def mended() -> bool:

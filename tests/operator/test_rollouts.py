@@ -157,7 +157,7 @@ def test_labels_of_the_resource_reach_no_selector_and_roll_nothing(
     for colour in ("blue", "green", None):
         labels = {"colour": colour, "app.kubernetes.io/instance": colour, "app.kubernetes.io/name": colour}
         world.client.patch(world.get("chat"), {"metadata": {"labels": labels, "annotations": {"colour": colour}}})
-        settle(operator, control_plane)
+        settle(operator, control_plane, world)
     after = world.child("Deployment", "chat")
     assert after["spec"] == before["spec"]
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
@@ -188,7 +188,7 @@ def test_changed_api_keys_roll_nothing(
     world.wait_rolled("chat")
     pods = uids(world, "chat")
     world.secret("keys", **{"api-keys": "two"})
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     assert uids(world, "chat") == pods
     assert len(world.replicasets("chat")) == 1
 

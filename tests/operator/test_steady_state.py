@@ -70,7 +70,7 @@ def test_twenty_forced_looks_at_everything_write_nothing(
             world.wait_rolled(name)
     world.wait("unknown-gpu", "TuningResolved", "False", reason="GPUUnknown")
     world.wait("too-long", "Ready", "False", reason="InvalidSpec")
-    settle(operator, control_plane)
+    settle(operator, control_plane, world)
     mark = control_plane.audit.mark()
     look_at_everything(operator, world.client, times=20)
-    assert own_writes(control_plane, mark) == []
+    assert own_writes(control_plane, world, mark) == []
