@@ -143,8 +143,8 @@ def paged_attention(
     group_index, place = paged.places[module.layer_idx]  # type: ignore[index]
     group = paged.groups[group_index]
     keys, values = paged.keys[place], paged.values[place]
-    _write(keys, key, group.write_indices)
-    _write(values, value, group.write_indices)
+    store(keys, key[0].transpose(0, 1), group.write_indices)
+    store(values, value[0].transpose(0, 1), group.write_indices)
     call = LayerCall(
         query=query[0].transpose(0, 1),
         keys=keys,
@@ -153,6 +153,13 @@ def paged_attention(
         softcap=softcap,
     )
     return group.attend(call).unsqueeze(0), None
+
+
+def store(pages: torch.Tensor, new: torch.Tensor, indices: torch.Tensor) -> None:
+    """Write ``new`` [T, kv_heads, head_dim] to the flat page ``indices`` [T] of ``pages``; eight bits saturate."""
+    flat = pages.view(-1, *pages.shape[2:])
+    stored = narrow(new) if pages.dtype is FLOAT8 else new.to(pages.dtype)
+    as_bytes(flat).index_copy_(0, indices, as_bytes(stored))
 
 
 def register() -> None:
@@ -169,11 +176,3 @@ def _refuse_unknown(module: torch.nn.Module, kwargs: dict[str, Any], is_causal: 
         )
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedModelError(f"{type(module).__name__} is not causal: only causal language models are served")
-
-
-def _write(pages: torch.Tensor, new: torch.Tensor, indices: torch.Tensor) -> None:
-    """Store ``new`` [1, kv_heads, T, head_dim] at the flat page ``indices`` [T] of ``pages``."""
-    flat = pages.view(-1, *pages.shape[2:])
-    rows = new[0].transpose(0, 1)
-    stored = narrow(rows) if pages.dtype is FLOAT8 else rows.to(pages.dtype)
-    as_bytes(flat).index_copy_(0, indices, as_bytes(stored))

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch.nn import functional
 
+from pagedserve_engine.attention.interface import store
 from pagedserve_engine.native.library import MissingLibraryError, load_library
 from pagedserve_engine.native.ops import NativeOps
 
@@ -98,8 +99,8 @@ class TorchOps:
         turned = _rotate(turning, cos_sin.index_select(0, positions))
         # Padding writes to the null block, which nobody reads unmasked.
         places = write_indices.clamp(min=0)
-        _store(keys, turned[:, heads:], places)
-        _store(values, value, places)
+        store(keys, turned[:, heads:], places)
+        store(values, value, places)
         return turned[:, :heads]
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -135,17 +136,6 @@ def _rotate(x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     if rotary_dim < x.shape[-1]:
         out[..., rotary_dim:] = x[..., rotary_dim:]
     return out
-
-
-def _store(pages: torch.Tensor, new: torch.Tensor, places: torch.Tensor) -> None:
-    """Write ``new`` [T, kv_heads, d] to the flat page ``places`` [T]; an 8-bit cache saturates."""
-    flat = pages.view(-1, *pages.shape[2:])
-    if pages.dtype.itemsize > 1:
-        flat.index_copy_(0, places, new.to(pages.dtype))
-        return
-    limit = torch.finfo(pages.dtype).max
-    # Bytes, because copies by index are not there for 8-bit floats on every device.
-    flat.view(torch.uint8).index_copy_(0, places, new.clamp(-limit, limit).to(pages.dtype).view(torch.uint8))
 
 
 def choose_ops(device: torch.device) -> Ops:
