@@ -10,8 +10,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from pagedserve_engine.attention.interface import ATTENTION_NAME, register
-from pagedserve_engine.building import attention_of, build_runner, capture, choose_device, prepare_threads
+from pagedserve_engine.attention.backends import choose_backend
+from pagedserve_engine.attention.interface import ATTENTION_NAME, AttentionBackend, register
+from pagedserve_engine.building import build_runner, capture, choose_device, prepare_threads
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.manager import CacheManager
 from pagedserve_engine.cache.tensors import CacheTensors
@@ -94,7 +95,7 @@ def build_core(config: EngineConfig, *, steps_in_flight: int | None = None, reco
         plan=part.plan,
         dtype=loaded.dtype,
         device=device,
-        attention=attention_of(config, device).name,
+        attention=part.runner.attention.name,
         phases=phases.seconds,
     )
 
@@ -114,12 +115,12 @@ class Part:
 def prepare(config: EngineConfig, rank: Rank, *, phases: Phases, recorder: Recorder | None = None) -> Part:
     """What ``rank`` computes with, ready to run; all ranks do this together."""
     with phases.measure("weights"):
-        device, before, loaded = _load(config, rank)
+        device, attention, before, loaded = _load(config, rank)
     if rank.world > 1:
         with phases.measure("other ranks"):
             rank.connect(device)
     with phases.measure("memory plan"):
-        plan, layout, cache_dtype = plan_core(config, loaded, device, before=before, rank=rank)
+        plan, layout, cache_dtype = plan_core(config, loaded, device, attention, before=before, rank=rank)
     if rank.index == 0:
         _tell(plan)
     tensors = CacheTensors(layout, plan.num_blocks, cache_dtype, device)
@@ -132,6 +133,7 @@ def prepare(config: EngineConfig, rank: Rank, *, phases: Phases, recorder: Recor
         config,
         loaded,
         tensors,
+        attention,
         layout=layout,
         max_batch_tokens=plan.max_batch_tokens,
         max_model_len=plan.max_model_len,
@@ -140,7 +142,7 @@ def prepare(config: EngineConfig, rank: Rank, *, phases: Phases, recorder: Recor
     with phases.measure("warm-up"):
         runner.warm_up(_WARM_UP_TOKENS, 2)
     with phases.measure("graphs"):
-        capture(config, runner, device, recorder=recorder, progress=rank.index == 0)
+        capture(config, runner, recorder=recorder, progress=rank.index == 0)
     # Captured steps are padded: all ranks replay them, or none.
     if not all(rank.exchange(runner.graphs is not None)):
         runner.release_graphs()
@@ -175,9 +177,11 @@ def choose_steps_in_flight(config: EngineConfig, device: torch.device) -> int:
     return 0
 
 
-def _load(config: EngineConfig, rank: Rank) -> tuple[torch.device, Memory, LoadedModel]:
-    """The rank's device, its memory before anything was taken, and the rank's part of the model on it."""
+def _load(config: EngineConfig, rank: Rank) -> tuple[torch.device, AttentionBackend, Memory, LoadedModel]:
+    """The rank's device, how it attends, its memory before anything was taken, and its part of the model on it."""
     device = device_of(rank.index, rank.world, choose_device(config.device))
+    # A setting that the device can't serve is refused before the weights are read.
+    attention = choose_backend(config.attention, str(device))
     if device.type == "cuda" and rank.world > 1:
         torch.cuda.set_device(device)
     prepare_threads(config, rank.world)
@@ -187,7 +191,7 @@ def _load(config: EngineConfig, rank: Rank) -> tuple[torch.device, Memory, Loade
         before = Memory(free=before.free // rank.world, total=before.total // rank.world)
     progress = None if rank.index == 0 else NoBar
     loaded = load_model(config, device, attention_name=ATTENTION_NAME, progress=progress, rank=rank)
-    return device, before, loaded
+    return device, attention, before, loaded
 
 
 def plan_only(config: EngineConfig) -> tuple[MemoryPlan, int]:
@@ -202,9 +206,9 @@ def plan_only(config: EngineConfig) -> tuple[MemoryPlan, int]:
 
 
 def _plan(config: EngineConfig, rank: Rank) -> tuple[MemoryPlan, int]:
-    device, before, loaded = _load(config, rank)
+    device, attention, before, loaded = _load(config, rank)
     rank.connect(device)
-    plan, layout, _ = plan_core(config, loaded, device, before=before, rank=rank)
+    plan, layout, _ = plan_core(config, loaded, device, attention, before=before, rank=rank)
     return plan, formula_bytes(plan, loaded.spec, layout)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import torch
 from tqdm import tqdm
 
-from pagedserve_engine.attention.backends import choose_backend
 from pagedserve_engine.attention.interface import AttentionBackend
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.tensors import CacheTensors
@@ -57,6 +56,7 @@ def build_runner(
     config: EngineConfig,
     loaded: LoadedModel,
     cache: CacheTensors,
+    attention: AttentionBackend,
     *,
     layout: CacheLayout,
     max_batch_tokens: int,
@@ -80,7 +80,7 @@ def build_runner(
     inputs = InputBuilder(
         layout,
         cache,
-        attention_of(config, device),
+        attention,
         staging,
         num_layers=spec.num_layers,
         max_num_seqs=config.max_num_seqs,
@@ -89,15 +89,9 @@ def build_runner(
     return ModelRunner(loaded.model, inputs, sampling, max_num_seqs=config.max_num_seqs, draw=draw_for(device))
 
 
-def attention_of(config: EngineConfig, device: torch.device) -> AttentionBackend:
-    """The attention backend that the settings ask for on ``device``."""
-    return choose_backend(config.attention, str(device))
-
-
 def capture(
     config: EngineConfig,
     runner: ModelRunner,
-    device: torch.device,
     *,
     recorder: Recorder | None = None,
     progress: bool = True,
@@ -106,11 +100,11 @@ def capture(
 
     A ``recorder`` stands in for CUDA's. Without ``progress`` no bar is shown.
     """
-    if not wants_graphs(config, device, recorder):
+    if not wants_graphs(config, runner, recorder):
         return
     sizes = graph_sizes(config.max_num_seqs)
     runner.capture(
-        CudaRecorder(device) if recorder is None else recorder,
+        CudaRecorder(runner.device) if recorder is None else recorder,
         sizes,
         each=functools.partial(_show, disable=recorder is not None or not progress),
     )
@@ -125,13 +119,13 @@ def capture(
         )
 
 
-def wants_graphs(config: EngineConfig, device: torch.device, recorder: Recorder | None = None) -> bool:
+def wants_graphs(config: EngineConfig, runner: ModelRunner, recorder: Recorder | None = None) -> bool:
     """Whether steps are captured; says so where they were asked for and aren't."""
     if not config.use_cuda_graph:
         return False
     reasons = (
-        (device.type != "cuda" and recorder is None, f"there are none on {device}"),
-        (not attention_of(config, device).plans_on_device, f"ATTENTION {config.attention} is planned on the host"),
+        (runner.device.type != "cuda" and recorder is None, f"there are none on {runner.device}"),
+        (not runner.attention.plans_on_device, f"attention by {runner.attention.name} is planned on the host"),
     )
     for holds, reason in reasons:
         if holds:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedserve_engine.attention.interface import AttentionBackend
 from pagedserve_engine.building import build_runner, wants_graphs
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.cache.tensors import CacheTensors, choose_cache_dtype
@@ -36,7 +37,13 @@ class Footprint:
 
 
 def plan_core(
-    config: EngineConfig, loaded: LoadedModel, device: torch.device, *, before: Memory, rank: Rank = ALONE
+    config: EngineConfig,
+    loaded: LoadedModel,
+    device: torch.device,
+    attention: AttentionBackend,
+    *,
+    before: Memory,
+    rank: Rank = ALONE,
 ) -> tuple[MemoryPlan, CacheLayout, torch.dtype]:
     """The memory plan for a loaded model, its cache layout and the cache's dtype. ``before``: free before loading.
 
@@ -53,7 +60,7 @@ def plan_core(
         dtype_bytes=cache_dtype.itemsize,
     )
     if device.type == "cuda":
-        found = measure_footprint(config, loaded, layout, CacheTensors(layout, 1, cache_dtype, device))
+        found = measure_footprint(config, loaded, attention, CacheTensors(layout, 1, cache_dtype, device), layout)
     else:
         found = estimate_footprint(part_of(spec, share), config.max_num_seqs, scratch=scratch_bytes(loaded.model))
     inputs = MemoryInputs(
@@ -121,13 +128,17 @@ def estimate_footprint(spec: ModelSpec, max_num_seqs: int, *, scratch: int = 0) 
     )
 
 
-def measure_footprint(config: EngineConfig, loaded: LoadedModel, layout: CacheLayout, cache: CacheTensors) -> Footprint:
+def measure_footprint(
+    config: EngineConfig, loaded: LoadedModel, attention: AttentionBackend, cache: CacheTensors, layout: CacheLayout
+) -> Footprint:
     """Of steps on a CUDA device: the peaks of two worst-case steps over the smallest ``cache``, and a few captures."""
     device = cache.keys[0].device
     large = 2048 if config.max_batch_tokens == "auto" else config.max_batch_tokens
     longest = loaded.spec.max_position_embeddings if config.max_model_len == "auto" else config.max_model_len
     resting = torch.cuda.memory_allocated(device)
-    runner = build_runner(config, loaded, cache, layout=layout, max_batch_tokens=large, max_model_len=longest)
+    runner = build_runner(
+        config, loaded, cache, attention, layout=layout, max_batch_tokens=large, max_model_len=longest
+    )
     static_buffers = torch.cuda.memory_allocated(device) - resting
     small = max(1, large // 2)
     peaks = [_peak(runner, tokens, config.max_num_seqs, device) for tokens in (small, large)]
@@ -136,7 +147,7 @@ def measure_footprint(config: EngineConfig, loaded: LoadedModel, layout: CacheLa
         activation_fixed=max(0, int(peaks[1] - per_token * large)),
         activation_bytes_per_token=per_token,
         static_buffers=static_buffers,
-        graphs=measure_graphs(config, runner, device),
+        graphs=measure_graphs(config, runner),
     )
 
 
@@ -151,14 +162,14 @@ def _peak(runner: ModelRunner, tokens: int, max_num_seqs: int, device: torch.dev
     return torch.cuda.max_memory_allocated(device) - resting
 
 
-def measure_graphs(config: EngineConfig, runner: ModelRunner, device: torch.device) -> int:
+def measure_graphs(config: EngineConfig, runner: ModelRunner) -> int:
     """Bytes that all captured steps will take: the largest, and for each of the others what the second adds to it."""
-    if not wants_graphs(config, device):
+    if not wants_graphs(config, runner):
         return 0
     sizes = graph_sizes(config.max_num_seqs)
     taken: list[int] = []
     for measured in (sizes[-1:], sizes[-2:]):
-        runner.capture(CudaRecorder(device), measured)
+        runner.capture(CudaRecorder(runner.device), measured)
         if runner.graphs is None:
             return 0
         taken.append(runner.graphs.num_bytes)

@@ -108,7 +108,7 @@ class InputBuilder:
     ) -> None:
         self._layout = layout
         self._cache = cache
-        self._attention = attention
+        self.attention = attention
         self._staging = staging
         self._places = tuple(layout.place(layer) for layer in range(num_layers))
         columns = layout.max_blocks_per_sequence(max_model_len)
@@ -156,7 +156,7 @@ class InputBuilder:
         ]
         tables = staging.put(np.stack(batch.block_tables))
         prompt_rows = self._put_prompts(batch, prompts, first_logit=len(places.sampled))
-        begun = begun_blocks(batch, block_size=self.block_size) if self._attention.reads_whole_blocks else ()
+        begun = begun_blocks(batch, block_size=self.block_size) if self.attention.reads_whole_blocks else ()
         begun_ids = staging.put(np.asarray(begun, np.int64))
         staging.flush()
         if len(begun):
@@ -200,7 +200,7 @@ class InputBuilder:
     ) -> PagedStep:
         query_starts, seq_lens = counts
         groups = tuple(
-            self._attention.plan_group(
+            self.attention.plan_group(
                 GroupInputs(
                     block_table=batch.block_tables[group.index],
                     query_lens=batch.query_lens,

@@ -9,7 +9,6 @@ slots may belong to others by then.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pagedserve_engine.attention.interface import AttentionBackend
 from pagedserve_engine.batch import Batch, Int32Array
 from pagedserve_engine.errors import PagedServeError
 from pagedserve_engine.graphs import Choosing, DecodeGraphs, GraphKey, Recorder
@@ -46,16 +46,25 @@ class ModelRunner:
         self._model = model
         self._inputs = inputs
         self._sampling = sampling
-        self._device = inputs.device
         self._prompt_lens = np.zeros(max_num_seqs, np.int32)
         """[max_num_seqs] prompt tokens of the request bound to each slot."""
         self._graphs: DecodeGraphs[CapturedStep] | None = None
         self.draw = draw
         """How tokens are drawn where nothing more is asked; None: as ``sampling`` does all else."""
-        self._draws = torch.zeros(Draws.NUM_PARTS, max_num_seqs, dtype=torch.float64, device=self._device)
+        self._draws = torch.zeros(Draws.NUM_PARTS, max_num_seqs, dtype=torch.float64, device=self.device)
         """[6, max_num_seqs] what a captured step draws by."""
-        self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=self._device)
+        self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=self.device)
         """[max_num_seqs + 1] the token that each slot sampled last; the last one is for rows that only pad."""
+
+    @property
+    def attention(self) -> AttentionBackend:
+        """How steps attend over the cache."""
+        return self._inputs.attention
+
+    @property
+    def device(self) -> torch.device:
+        """Where steps run."""
+        return self._inputs.device
 
     def launch(self, batch: Batch) -> PendingStep:
         """Queue one step. Raises OutOfDeviceMemoryError or DeviceFailedError where the device is at fault."""
@@ -81,7 +90,7 @@ class ModelRunner:
         pending = PendingStep(
             batch, self._sampling, sampled=sampled, prompts=prompts, failed=failed, replayed=num_rows is not None
         )
-        return pending.mark(self._device)
+        return pending.mark(self.device)
 
     def _bind(self, batch: Batch) -> dict[int, Exception]:
         """Tell the sampler of the requests that came in; returns, by row, what is wrong with what they ask."""
@@ -164,9 +173,7 @@ class ModelRunner:
 
     def _prepare(self, key: GraphKey) -> Callable[[], CapturedStep]:
         """A step of rows that see nothing, where those to come will lie; running it is what is captured."""
-        inputs = self._inputs.build(
-            dataclasses.replace(_empty_batch(1, 1, self._inputs), num_decodes=1), num_rows=key.num_rows
-        )
+        inputs = self._inputs.build(_empty_batch(1, 1, self._inputs), num_rows=key.num_rows)
         draws = self._draws[:, : key.num_rows]
 
         @torch.inference_mode()
@@ -277,6 +284,6 @@ def _empty_batch(num_tokens: int, num_rows: int, inputs: InputBuilder) -> Batch:
         carried=np.zeros(num_rows, np.bool_),
         sampled=np.ones(num_rows, np.bool_),
         block_tables=tuple(np.zeros((num_rows, columns), np.int32) for _ in range(inputs.num_groups)),
-        num_decodes=num_rows - 1,
+        num_decodes=num_rows - (num_tokens > num_rows),
         admitted=(),
     )

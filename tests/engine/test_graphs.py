@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from models import tiny_model
-from pagedserve_engine.building import wants_graphs
-from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.graphs import Choosing, DecodeGraphs, GraphKey, graph_sizes
 from recorder import RepeatingRecorder, draw
 from stepping import SteppedEngine
@@ -71,10 +69,10 @@ def test_graphs_that_were_asked_for_where_there_are_none_are_warned_of(caplog: p
 
 
 def test_steps_that_the_host_plans_are_not_captured(caplog: pytest.LogCaptureFixture) -> None:
-    engine = engine_of()
-    config = EngineConfig(use_cuda_graph=True, attention="reference")
-    assert not wants_graphs(config, engine.core.device, RepeatingRecorder())
-    assert "ATTENTION reference is planned on the host" in caplog.text
+    recorder = RepeatingRecorder()
+    engine_of(use_cuda_graph=True, recorder=recorder, attention="reference")
+    assert recorder.num_recorded == 0
+    assert "attention by reference is planned on the host" in caplog.text
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -128,7 +126,8 @@ def test_the_recorder_given_to_the_core_captures_before_it_is_ready(caplog: pyte
 
 
 def engine_of(family: str = "llama", depth: int = 0, **settings: Any) -> SteppedEngine:
-    return SteppedEngine(tiny_model(family)[1], steps_in_flight=depth, num_threads=1, attention="native", **settings)
+    settings = {"num_threads": 1, "attention": "native", **settings}
+    return SteppedEngine(tiny_model(family)[1], steps_in_flight=depth, **settings)
 
 
 def reported(engine: SteppedEngine, request_id: str) -> list[tuple[int, float, list[int]]]:

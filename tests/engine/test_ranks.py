@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from models import tiny_model
 from pagedserve_engine.attention.interface import ATTENTION_NAME, register
+from pagedserve_engine.attention.reference import ReferenceBackend
 from pagedserve_engine.building import prepare_threads
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_engine.collectives import RankCollective
@@ -137,7 +138,7 @@ def test_a_rank_s_plan_has_its_part_of_the_heads_and_the_number_of_blocks_of_all
     plans = []
     for rank in (Rank(), Rank(1, 2, exchange=lambda own: [dataclasses.replace(own, num_blocks=16), own])):
         loaded = load_model(config, CPU, attention_name=ATTENTION_NAME, progress=NoBar, rank=rank)
-        plan, layout, _ = plan_core(config, loaded, CPU, before=small, rank=rank)
+        plan, layout, _ = plan_core(config, loaded, CPU, ReferenceBackend(), before=small, rank=rank)
         plans.append((plan.num_blocks, layout.num_kv_heads, loaded.weights_bytes))
     (blocks, heads, weights), (fewer, half, part) = plans
     assert (blocks, heads, fewer, half) == (64, 2, 16, 1)

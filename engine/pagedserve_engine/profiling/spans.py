@@ -32,7 +32,7 @@ def name_parts(processor: ContinuousBatchProcessor) -> None:
     _span(runner, "_forward", "forward")
     _span(runner, "_sample", "sampling")
     _span(runner._inputs, "build", "build inputs")
-    _span(runner._inputs._attention, "plan_group", "plan attention", returned=_name_attention)
+    _span(runner._inputs.attention, "plan_group", "plan attention", returned=_name_attention)
     # Only the fused decoder has operators of its own; other models' are told apart by their names.
     ops: Any = getattr(runner._model, "_ops", None)
     for method, name in _OPS.items() if ops is not None else ():
