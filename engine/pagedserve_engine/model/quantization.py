@@ -19,6 +19,7 @@ from torch import nn
 from pagedserve_engine.errors import ConfigError, UnsupportedModelError
 from pagedserve_engine.float8 import FLOAT8, LARGEST, narrow
 from pagedserve_engine.model.quantization_products import (
+    SMALLEST_SCALE,
     Product,
     emulated_product,
     int8_product,
@@ -33,7 +34,6 @@ Capability = tuple[int, int]
 Quantize = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
 """(Wide weight [N, K], bias [N] or None), on their device, to a module that computes the same from 8 bits."""
 
-_SMALLEST_SCALE: Final = 1e-12
 _LARGEST_INT8: Final = 127
 _FIRST_WITH_BFLOAT16: Final = (8, 0)
 _FIRST_WITH_FLOAT8: Final = (8, 9)
@@ -71,7 +71,7 @@ class QuantizedLinear(nn.Module):
 def quantize_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``weight`` [N, K] as 8-bit floats, and the scale [N] that gives the numbers back."""
     wide = weight.detach().float()
-    scale = wide.abs().amax(dim=1).div_(LARGEST).clamp_min_(_SMALLEST_SCALE)
+    scale = wide.abs().amax(dim=1).div_(LARGEST).clamp_min_(SMALLEST_SCALE)
     return narrow(wide / scale.unsqueeze(1)), scale
 
 
@@ -81,7 +81,7 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Scales are float32 but hold bfloat16 numbers: products that take them so lose nothing.
     """
     wide = weight.detach().float()
-    scale = wide.abs().amax(dim=1).div_(_LARGEST_INT8).clamp_min_(_SMALLEST_SCALE).bfloat16().float()
+    scale = wide.abs().amax(dim=1).div_(_LARGEST_INT8).clamp_min_(SMALLEST_SCALE).bfloat16().float()
     rounded = (wide / scale.unsqueeze(1)).round_().clamp_(-_LARGEST_INT8, _LARGEST_INT8)
     return rounded.to(torch.int8), scale
 
