@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pagedserve_engine.errors import ModelLoadError
 from pagedserve_engine.model.probe import probe
 from pagedserve_engine.model.products import widen_products
 from pagedserve_engine.model.progress import Progress, transformers_progress
 from pagedserve_engine.model.quantization import Quantize, quantize_model
 from pagedserve_engine.model.sources import ModelSource
 from pagedserve_engine.model.spec import ModelSpec
+from pagedserve_engine.model.weights import refuse_missing
 
 _AUTO_MODEL: Any = AutoModelForCausalLM
 """transformers gives these methods no types."""
@@ -68,13 +68,7 @@ def _read_model(folder: Path, shape: Any, place: Place) -> PreTrainedModel:
         trust_remote_code=bool(getattr(shape, "auto_map", None)),
         output_loading_info=True,
     )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelLoadError(
-            f"{folder}: the weights lack {len(missing)} tensors that the configuration asks for, {missing[0]} first: "
-            "download the model again, or give the folder that fits its config.json",
-            param="model",
-        )
+    refuse_missing(folder, report["missing_keys"])
     return model  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,15 +214,18 @@ def _match(stored: Sequence[_Stored], plans: Mapping[str, TensorPlan]) -> dict[_
                 "folder whose configuration fits its weights, or set DECODER=transformers, which leaves it out",
                 param="model",
             )
-    missing = sorted(plans.keys() - set(matched.values()))
+    refuse_missing(stored[0].file.parent if stored else "the folder", plans.keys() - set(matched.values()))
+    return matched
+
+
+def refuse_missing(folder: Path | str, missing: Collection[str]) -> None:
+    """Raise ModelLoadError where tensors are ``missing`` from the weights in ``folder``."""
     if missing:
         raise ModelLoadError(
-            f"{stored[0].file.parent if stored else 'the folder'}: the weights lack {len(missing)} tensors that the "
-            f"configuration asks for, {missing[0]} first: download the model again, or give the folder that fits its "
-            "config.json",
+            f"{folder}: the weights lack {len(missing)} tensors that the configuration asks for, {min(missing)} first: "
+            "download the model again, or give the folder that fits its config.json",
             param="model",
         )
-    return matched
 
 
 def _prefix(names: Iterable[str]) -> str:
