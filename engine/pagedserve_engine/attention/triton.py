@@ -15,7 +15,7 @@ from pagedserve_engine.attention.interface import GroupInputs, LayerCall
 from pagedserve_engine.attention.triton_kernels import decode_kernel, reduce_kernel
 from pagedserve_engine.attention.triton_prefill import prefill_kernel
 from pagedserve_engine.attention.triton_tiles import decode_tiles, num_splits, prefill_tiles
-from pagedserve_engine.kernels.floats import as_bytes
+from pagedserve_engine.kernels.floats import loadable
 
 _REDUCE_CHUNK = 16
 """Shares that the reduction loads at once."""
@@ -94,8 +94,8 @@ class TritonGroupStep:
         window = self.window or 0
         decode_kernel[kv_heads, part.rows, splits](
             query,
-            as_bytes(call.keys),
-            as_bytes(call.values),
+            loadable(call.keys),
+            loadable(call.values),
             part.table,
             part.seq_lens,
             out,
@@ -140,8 +140,8 @@ class TritonGroupStep:
         query_tiles = part.tokens // (tiles.rows // shape["GROUP"]) + part.rows
         prefill_kernel[query_tiles, shape["KV_HEADS"]](
             query,
-            as_bytes(call.keys),
-            as_bytes(call.values),
+            loadable(call.keys),
+            loadable(call.values),
             part.table,
             part.query_starts,
             part.seq_lens,

@@ -9,6 +9,8 @@ same bytes as uint8. Which of the two a kernel meets is fixed when it is compile
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -17,12 +19,16 @@ NATIVE_FP8 = (8, 9)
 """The least compute capability that converts e4m3."""
 
 
-def as_bytes(pages: torch.Tensor) -> torch.Tensor:
-    """``pages``, or their bytes where they are e4m3 and the device can't convert that type."""
-    if pages.dtype is not torch.float8_e4m3fn:
-        return pages
-    native = pages.device.type == "cuda" and torch.cuda.get_device_capability(pages.device) >= NATIVE_FP8
-    return pages if native else pages.view(torch.uint8)
+def loadable(numbers: torch.Tensor) -> torch.Tensor:
+    """``numbers`` as a kernel on their device can take them: e4m3 as bytes where it can't convert that type."""
+    if numbers.dtype is not torch.float8_e4m3fn or _converts(numbers.device):
+        return numbers
+    return numbers.view(torch.uint8)
+
+
+@functools.cache
+def _converts(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= NATIVE_FP8
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from pagedserve_engine.kernels.floats import as_bytes
+from pagedserve_engine.kernels.floats import loadable
 from pagedserve_engine.kernels.norms import gate_kernel, gate_quantize_kernel, norm_kernel, quantize_kernel
 from pagedserve_engine.kernels.rope import rope_kernel
 
@@ -72,8 +72,8 @@ class TritonOps:
             positions,
             write_indices,
             query,
-            as_bytes(keys),
-            as_bytes(values),
+            loadable(keys),
+            loadable(values),
             qkv.stride(0),
             eps,
             HEADS=heads,
@@ -111,7 +111,7 @@ class TritonOps:
         out, scales = _quantized(gate_up, width)
         gate_quantize_kernel[(len(gate_up),)](
             gate_up,
-            as_bytes(out),
+            loadable(out),
             scales,
             gate_up.stride(0),
             WIDTH=width,
@@ -135,7 +135,7 @@ def quantize_rows(x: torch.Tensor) -> Quantized:
     width = x.shape[1]
     quantize_kernel[(len(x),)](
         x,
-        as_bytes(out),
+        loadable(out),
         scales,
         x.stride(0),
         WIDTH=width,
@@ -161,7 +161,7 @@ def _norm(
         x,
         x if residual is None else residual,
         weight,
-        as_bytes(out),
+        loadable(out),
         x if scales is None else scales,
         x.stride(0),
         eps,

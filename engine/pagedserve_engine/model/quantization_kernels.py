@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from pagedserve_engine.kernels.ops import quantize_rows
@@ -23,6 +25,11 @@ def int8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bia
     """The weight widened on its way to the product for a decoding step's rows, once in memory for more."""
     if len(x) > MAX_ROWS:
         return widened_product(x, weight, scale, bias)
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    product = int8_linear(x, weight, scale, processors=processors)
+    product = int8_linear(x, weight, scale, processors=_processors(x.device))
     return product if bias is None else product.add_(bias)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
