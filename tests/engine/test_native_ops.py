@@ -176,12 +176,6 @@ def test_a_rows_product_does_not_depend_on_its_batch(variant: str) -> None:
     assert all(torch.equal(ops(variant).linear(x[at : at + 1], packed)[0], together[at]) for at in range(40))
 
 
-def test_a_weight_that_is_not_packed_is_left_to_torch() -> None:
-    x, weight = torch.randn(3, 8).bfloat16(), torch.randn(5, 8)
-    expected = functional.linear(x.float(), weight).bfloat16()
-    assert torch.equal(ops(load_library().variants[-1]).linear(x, weight), expected)
-
-
 def test_a_residual_of_another_kind_is_refused() -> None:
     x = torch.randn(2, 8)
     with pytest.raises(TypeError, match="residual"):

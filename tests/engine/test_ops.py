@@ -119,12 +119,6 @@ def test_the_first_half_gates_the_second(activation: Activation) -> None:
     torch.testing.assert_close(OPS.gated(torch.cat((gate, up), 1), activation), active * up)
 
 
-def test_a_wider_weight_multiplies_in_its_own_dtype_and_rounds_once() -> None:
-    x, weight, bias = torch.randn(3, 8).bfloat16(), torch.randn(5, 8), torch.randn(5)
-    expected = torch.nn.functional.linear(x.float(), weight, bias).bfloat16()
-    assert torch.equal(OPS.linear(x, weight, bias), expected)
-
-
 def test_without_triton_a_gpu_computes_them_in_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
 from pagedserve_engine.kernels.floats import loadable
 from pagedserve_engine.kernels.norms import gate_kernel, gate_quantize_kernel, norm_kernel, quantize_kernel
@@ -121,12 +120,6 @@ class TritonOps:
             enable_fp_fusion=True,
         )
         return out, scales
-
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """See ``Ops``: cuBLAS."""
-        if x.dtype == weight.dtype:
-            return functional.linear(x, weight, bias)
-        return functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def quantize_rows(x: torch.Tensor) -> Quantized:

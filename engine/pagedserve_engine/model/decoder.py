@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from pagedserve_engine.attention.interface import LayerCall, PagedStep
 from pagedserve_engine.model.ops import Ops
+from pagedserve_engine.model.products import product
 from pagedserve_engine.model.recipes import Recipe
 from pagedserve_engine.model.shards import Share
 
@@ -60,16 +61,15 @@ def _table(name: str) -> str:
 class Linear(nn.Module):
     """A product with ``weight`` [out, in] that may hold its values in a wider dtype than activations have."""
 
-    def __init__(self, ops: Ops, in_features: int, out_features: int, *, bias: bool) -> None:
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
-        self._ops = ops
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] to [T, out]."""
-        return self._ops.linear(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -107,10 +107,10 @@ class DecoderLayer(nn.Module):
         self._heads = share.num_heads
         hidden, head_dim = share.hidden_size, share.head_dim
         width = share.num_heads * head_dim
-        self.qkv = Linear(ops, hidden, width + 2 * share.num_kv_heads * head_dim, bias=recipe.qkv_bias)
-        self.output = Linear(ops, width, hidden, bias=recipe.output_bias)
-        self.gate_up = Linear(ops, hidden, 2 * share.intermediate_size, bias=recipe.mlp_bias)
-        self.down = Linear(ops, share.intermediate_size, hidden, bias=recipe.mlp_bias)
+        self.qkv = Linear(hidden, width + 2 * share.num_kv_heads * head_dim, bias=recipe.qkv_bias)
+        self.output = Linear(width, hidden, bias=recipe.output_bias)
+        self.gate_up = Linear(hidden, 2 * share.intermediate_size, bias=recipe.mlp_bias)
+        self.down = Linear(share.intermediate_size, hidden, bias=recipe.mlp_bias)
         self.attention_norm = Norm(ops, recipe, hidden)
         self.mlp_norm = Norm(ops, recipe, hidden)
         self.attention_output_norm = Norm(ops, recipe, hidden) if recipe.norms_outputs else None
@@ -188,7 +188,7 @@ class FusedDecoder(nn.Module):
         self.head: nn.Module | None = None
         """The output layer; None where it is the embedding's table."""
         if not share.tied:
-            self.head = Linear(ops, share.hidden_size, share.vocab_rows, bias=False)
+            self.head = Linear(share.hidden_size, share.vocab_rows, bias=False)
         for name, table in rotary.items():
             self.register_buffer(_table(name), table, persistent=False)
 
@@ -241,7 +241,7 @@ class FusedDecoder(nn.Module):
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """[K, vocab]"""
         logits: torch.Tensor
-        logits = self._ops.linear(x, self.embedding.weight, None) if self.head is None else self.head(x)  # type: ignore[arg-type]
+        logits = product(x, self.embedding.weight, None) if self.head is None else self.head(x)  # type: ignore[arg-type]
         if self._collective is not None:
             logits = self._collective.all_gather(logits)[:, : self.share.vocab_size]
         if self.recipe.logits_divisor != 1.0:

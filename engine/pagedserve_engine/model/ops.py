@@ -23,7 +23,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 
 class Ops(Protocol):
-    """The fused operations of a decoder layer; T tokens, d numbers in a head."""
+    """The operations of a decoder layer that are fused; T tokens, d numbers in a head."""
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, offset: float
@@ -58,9 +58,6 @@ class Ops(Protocol):
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """[T, 2 · I] to [T, I]: the activated first half times the second."""
-
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """[T, K] times ``weight`` [N, K] transposed, in the dtype of ``x``; a wider weight is multiplied in its own."""
 
 
 class TorchOps:
@@ -108,12 +105,6 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=-1)
         active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
         return active.mul_(up)
-
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """See ``Ops``."""
-        if x.dtype == weight.dtype:
-            return functional.linear(x, weight, bias)
-        return functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float) -> torch.Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
 from pagedserve_engine.native.library import CACHE_DTYPES, DTYPES, GatedCall, Library, NormCall, ProductCall, RopeCall
 
@@ -133,15 +132,8 @@ class NativeOps:
         """``weight`` [N, K] in float32, bfloat16 or float16 as ``linear`` reads it fastest; the same bytes again."""
         return PackedWeight(self._library.pack(weight, self._variant), *weight.shape)
 
-    def linear(
-        self, x: torch.Tensor, weight: PackedWeight | torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """[T, K] times ``weight`` [N, K] transposed, in the dtype of ``x``, with products and sums in float32.
-
-        A weight that is not packed is multiplied by torch, in its own dtype.
-        """
-        if isinstance(weight, torch.Tensor):
-            return functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    def linear(self, x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, K] times ``weight`` [N, K] transposed, in the dtype of ``x``, with products and sums in float32."""
         x = x.contiguous()
         bias = None if bias is None else bias.float().contiguous()
         out = x.new_empty(*x.shape[:-1], weight.out_features)

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from pagedserve_engine.native.ops import NativeOps
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.profiling.timeline import SPAN_PREFIX
 
 _OPS = {
-    "linear": "products",
     "add_rms_norm": "norms",
     "rope_and_write": "rope and cache write",
     "gated": "gates",
@@ -37,6 +37,8 @@ def name_parts(processor: ContinuousBatchProcessor) -> None:
     ops: Any = getattr(runner._model, "_ops", None)
     for method, name in _OPS.items() if ops is not None else ():
         _span(ops, method, name)
+    if isinstance(ops, NativeOps):
+        _span(ops, "linear", "products")
 
 
 def _span(owner: Any, method: str, name: str, *, returned: Callable[[Any], Any] | None = None) -> None:
