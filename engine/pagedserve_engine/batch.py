@@ -46,7 +46,7 @@ class Batch:
     """The first so many rows have one query token and are sampled, drafts among them."""
     admitted: tuple[int, ...]
     """Rows whose request entered its slot with this step."""
-    lockstep: bool = False
+    read_first: bool = False
     """Whether the host must know this step's tokens before the next step is chosen: a grammar follows them, or drafts
     are compared with them."""
     depths: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))

@@ -84,7 +84,7 @@ def follow(leader: Leader, runner: Runner) -> None:
             last = None
         batch = decode(leader.recv_bytes(), requests)
         last = runner.launch(batch)
-        if batch.lockstep:
+        if batch.read_first:
             # Grammars follow the tokens on the host.
             last.read()
             last = None

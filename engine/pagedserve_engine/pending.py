@@ -88,7 +88,7 @@ class PendingStep:
         for at in np.flatnonzero(token_ids == NOT_A_NUMBER).tolist():
             token_ids[at] = 0
             self._failed[int(rows[at])] = StepFailedError("the model's scores for the next token are not numbers (NaN)")
-        if self._batch.lockstep:
+        if self._batch.read_first:
             for at, error in self._sampling.advance(self._batch.slots[rows], token_ids).items():
                 self._failed.setdefault(int(rows[at]), error)
         logprobs = self._sampled.read_logprobs(token_ids)

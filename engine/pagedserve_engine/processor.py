@@ -145,7 +145,7 @@ class ContinuousBatchProcessor:
             if not self._pending and self._last_read is not None:
                 gap = time.perf_counter() - self._last_read
             self._pending.append((batch, pending))
-            allowed = 0 if batch.lockstep or isinstance(pending, _FailedLaunch) else self.steps_in_flight
+            allowed = 0 if batch.read_first or isinstance(pending, _FailedLaunch) else self.steps_in_flight
         while len(self._pending) > allowed:
             outputs += self._read_oldest()
         if self.scheduler.idle:

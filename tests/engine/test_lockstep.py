@@ -110,7 +110,7 @@ def batch_of(requests: list[RequestState], *, admitted: tuple[int, ...], num_dec
         block_tables=(np.arange(3 * rows, dtype=np.int32).reshape(rows, 3),),
         num_decodes=num_decodes,
         admitted=admitted,
-        lockstep=True,
+        read_first=True,
     )
 
 
@@ -131,7 +131,7 @@ def test_a_batch_arrives_as_it_was_sent_and_requests_travel_once() -> None:
     for field in ("slots", "query_lens", "context_lens", "token_ids", "carried", "sampled"):
         assert np.array_equal(getattr(got, field), getattr(sent, field))
     assert np.array_equal(got.block_tables[0], sent.block_tables[0])
-    assert (got.num_decodes, got.admitted, got.lockstep) == (0, (0, 1), True)
+    assert (got.num_decodes, got.admitted, got.read_first) == (0, (0, 1), True)
     assert [request.params for request in got.requests] == [first.params, second.params]
     assert [request.seed for request in got.requests] == [4, 2]
     assert got.requests[1].output_ids == [8, 9]

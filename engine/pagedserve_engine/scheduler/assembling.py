@@ -37,7 +37,7 @@ def build_batch(plan: StepPlan, table: SequenceTable, cache: CacheManager) -> Ba
         block_tables=tuple(blocks[slots, :num_columns] for blocks in cache.block_tables),
         num_decodes=len(decodes),
         admitted=_admitted(plan, slots),
-        lockstep=bool(len(depths)) or bool((table.lockstep[slots] & sampled).any()),
+        read_first=bool(len(depths)) or bool((table.read_first[slots] & sampled).any()),
         depths=depths,
     )
 

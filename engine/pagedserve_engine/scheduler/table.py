@@ -40,7 +40,7 @@ class SequenceTable:
         """Known tokens at which a request has its full length."""
         self.stays = np.zeros(max_num_seqs, np.int32)
         """Goes up by one whenever a slot is left, so that a slot and its stay name one residence of one request."""
-        self.lockstep = np.zeros(max_num_seqs, np.bool_)
+        self.read_first = np.zeros(max_num_seqs, np.bool_)
         """Requests whose next token can't be chosen before the host knows the one before."""
         self.draftable = np.zeros(max_num_seqs, np.bool_)
         """Requests of which a position may be sampled before the one before it is read: no penalties, no grammar."""
@@ -77,7 +77,7 @@ class SequenceTable:
         self.unread[slot] = 0
         self.last_token[slot] = tokens[-1]
         self.limit[slot] = len(request.prompt_ids) + request.max_tokens
-        self.lockstep[slot] = params.grammar is not None
+        self.read_first[slot] = params.grammar is not None
         self.draftable[slot] = params.grammar is None and not params.penalised
         self.reach[slot] = FIRST_REACH
         self._arrival[slot] = request.arrival_time
