@@ -6,19 +6,23 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.quality import PLAIN, VARIANTS, Score, score, windows
 
+from decoders import OneSequence, fused
 from models import gemma3_folder, smollm2_folder, tiny_model
 from pagedserve_engine.attention.interface import ATTENTION_NAME, register
 from pagedserve_engine.config import EngineConfig
 from pagedserve_engine.errors import UnsupportedModelError
 from pagedserve_engine.float8 import FLOAT8
 from pagedserve_engine.memory import render_table, to_json
+from pagedserve_engine.model import decoder_loading
 from pagedserve_engine.model.loader import LoadedModel, load_model
-from pagedserve_engine.model.quantization import QuantizedLinear
+from pagedserve_engine.model.ops import Rows, TorchOps
+from pagedserve_engine.model.quantization import QuantizedLinear, choose_quantization
 from stepping import SteppedEngine
 
 KINDS = ("fp8", "int8")
@@ -43,6 +47,36 @@ def test_the_fused_decoder_and_transformers_modules_hold_the_same_numbers(name: 
     folder = tiny_model(name)[1]
     fused, modules = (loaded(folder, quantization=kind, decoder=which) for which in ("fused", "transformers"))
     assert torch.equal(scales(fused), scales(modules))
+
+
+class CountingOps(TorchOps):
+    """Counts the rows that were rounded where they were made."""
+
+    def __init__(self) -> None:
+        self.num_rounded = 0
+
+    def add_rms_norm_quantized(self, *args: Any, **kwargs: Any) -> Rows:
+        self.num_rounded += 1
+        return super().add_rms_norm_quantized(*args, **kwargs)
+
+    def gated_quantized(self, *args: Any) -> Rows:
+        self.num_rounded += 1
+        return super().gated_quantized(*args)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3"])
+@pytest.mark.parametrize(("kind", "rounds"), [("fp8", 3), ("int8", 0)])
+def test_rows_are_rounded_where_they_are_made_if_their_product_would(
+    name: str, kind: str, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = CountingOps()
+    monkeypatch.setattr(decoder_loading, "choose_ops", lambda device: ops)
+    quantize = choose_quantization(kind, torch.device("cpu"))
+    decoder = fused(tiny_model(name)[1], dtype=torch.bfloat16, quantize=quantize)
+    logits = OneSequence(decoder).run(PROMPT)
+    assert ops.num_rounded == rounds * len(decoder.layers)
+    monkeypatch.setattr(QuantizedLinear, "takes_rows", False)
+    assert torch.equal(OneSequence(decoder).run(PROMPT), logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

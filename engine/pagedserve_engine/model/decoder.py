@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from pagedserve_engine.attention.interface import LayerCall, PagedStep
-from pagedserve_engine.model.ops import Ops
+from pagedserve_engine.model.ops import Ops, QuantizingOps
 from pagedserve_engine.model.products import product
+from pagedserve_engine.model.quantization import QuantizedLinear
 from pagedserve_engine.model.recipes import Recipe
 from pagedserve_engine.model.shards import Share
 
@@ -90,12 +91,21 @@ class Norm(nn.Module):
     def __init__(self, ops: Ops, recipe: Recipe, size: int) -> None:
         super().__init__()
         self._ops = ops
+        self._quantizing = ops if isinstance(ops, QuantizingOps) else None
         self._eps, self._offset = recipe.norm_eps, recipe.norm_offset
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """The norm of ``x`` [T, size], or of ``residual`` after x was added to it in place."""
         return self._ops.add_rms_norm(x, residual, self.weight, self._eps, offset=self._offset)
+
+    def into(self, linear: nn.Module, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """``linear`` of the norm."""
+        if self._quantizing is None or not (isinstance(linear, QuantizedLinear) and linear.takes_rows):
+            return linear(self(x, residual))  # type: ignore[no-any-return]
+        return linear.of_rows(
+            *self._quantizing.add_rms_norm_quantized(x, residual, self.weight, self._eps, offset=self._offset)
+        )
 
 
 class DecoderLayer(nn.Module):
@@ -104,6 +114,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, recipe: Recipe, share: Share, ops: Ops, *, index: int, collective: Collective | None) -> None:
         super().__init__()
         self._recipe, self._ops, self._index, self._collective = recipe, ops, index, collective
+        self._quantizing = ops if isinstance(ops, QuantizingOps) else None
         self._heads = share.num_heads
         hidden, head_dim = share.hidden_size, share.head_dim
         width = share.num_heads * head_dim
@@ -118,13 +129,15 @@ class DecoderLayer(nn.Module):
         self.query_norm = Norm(ops, recipe, head_dim) if recipe.norms_heads else None
         self.key_norm = Norm(ops, recipe, head_dim) if recipe.norms_heads else None
 
-    def forward(self, normed: torch.Tensor, cos_sin: torch.Tensor, step: Step) -> torch.Tensor:
-        """Attention's output [K, heads · d] of the wanted tokens; ``normed`` [T, hidden]."""
+    def forward(
+        self, x: torch.Tensor | None, residual: torch.Tensor, cos_sin: torch.Tensor, step: Step
+    ) -> torch.Tensor:
+        """Attention's output [T, heads · d]; ``x``, if there is any yet, is added to ``residual`` [T, hidden]."""
         group_index, place = step.paged.places[self._index]
         group = step.paged.groups[group_index]
         keys, values = step.paged.keys[place], step.paged.values[place]
         query = self._ops.rope_and_write(
-            self.qkv(normed),
+            self.attention_norm.into(self.qkv, *((residual, None) if x is None else (x, residual))),
             q_norm=None if self.query_norm is None else self.query_norm.weight,
             k_norm=None if self.key_norm is None else self.key_norm.weight,
             cos_sin=cos_sin,
@@ -137,13 +150,19 @@ class DecoderLayer(nn.Module):
             offset=self._recipe.norm_offset,
         )
         call = LayerCall(query, keys, values, self._recipe.attention_scale, self._recipe.softcap)
-        return group.attend(call).reshape(len(normed), -1)
+        return group.attend(call).reshape(len(residual), -1)
 
     def finish(self, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """What is still to be added to ``residual`` [K, hidden], after attention's part was."""
         x = self._contribution(self.output(attended), self.attention_output_norm)
-        gate_up = self.gate_up(self.mlp_norm(x, residual))
-        return self._contribution(self.down(self._ops.gated(gate_up, self._recipe.activation)), self.mlp_output_norm)
+        gate_up = self.mlp_norm.into(self.gate_up, x, residual)
+        return self._contribution(self._down(gate_up), self.mlp_output_norm)
+
+    def _down(self, gate_up: torch.Tensor) -> torch.Tensor:
+        down: nn.Module = self.down
+        if self._quantizing is None or not (isinstance(down, QuantizedLinear) and down.takes_rows):
+            return down(self._ops.gated(gate_up, self._recipe.activation))  # type: ignore[no-any-return]
+        return down.of_rows(*self._quantizing.gated_quantized(gate_up, self._recipe.activation))
 
     def _contribution(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         if self._collective is not None:
@@ -217,8 +236,7 @@ class FusedDecoder(nn.Module):
         last = len(self.layers) - 1
         layers = cast("Iterable[DecoderLayer]", self.layers)
         for index, (layer, rotary) in enumerate(zip(layers, self.recipe.rotary_names, strict=True)):
-            normed = layer.attention_norm(residual) if x is None else layer.attention_norm(x, residual)
-            attended = layer(normed, self.get_buffer(_table(rotary)), step)
+            attended = layer(x, residual, self.get_buffer(_table(rotary)), step)
             if index == last and step.wanted is not None:
                 attended, residual = attended.index_select(0, step.wanted), residual.index_select(0, step.wanted)
                 if not len(residual):  # a prompt's chunk that is not its last

@@ -8,18 +8,21 @@ captured as CUDA graphs.
 from __future__ import annotations
 
 import logging
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
 
 from pagedserve_engine.attention.interface import store
+from pagedserve_engine.model.quantization_products import quantize_rows
 from pagedserve_engine.native.library import MissingLibraryError, load_library
 from pagedserve_engine.native.ops import NativeOps
 
 logger = logging.getLogger(__name__)
 
 Activation = Literal["silu", "gelu_tanh"]
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""[T, K] in 8-bit floats, and the scale [T, 1] float32 of each row."""
 
 
 class Ops(Protocol):
@@ -58,6 +61,19 @@ class Ops(Protocol):
 
     def gated(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
         """[T, 2 · I] to [T, I]: the activated first half times the second."""
+
+
+@runtime_checkable
+class QuantizingOps(Protocol):
+    """Operations that round what they give to 8-bit floats, for products that would do so first thing."""
+
+    def add_rms_norm_quantized(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, offset: float
+    ) -> Rows:
+        """The rows of ``Ops.add_rms_norm``."""
+
+    def gated_quantized(self, gate_up: torch.Tensor, activation: Activation) -> Rows:
+        """The rows of ``Ops.gated``."""
 
 
 class TorchOps:
@@ -105,6 +121,16 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=-1)
         active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
         return active.mul_(up)
+
+    def add_rms_norm_quantized(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, offset: float
+    ) -> Rows:
+        """See ``QuantizingOps``."""
+        return quantize_rows(self.add_rms_norm(x, residual, weight, eps, offset=offset))
+
+    def gated_quantized(self, gate_up: torch.Tensor, activation: Activation) -> Rows:
+        """See ``QuantizingOps``."""
+        return quantize_rows(self.gated(gate_up, activation))
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, offset: float) -> torch.Tensor:

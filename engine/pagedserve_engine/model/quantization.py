@@ -21,8 +21,11 @@ from pagedserve_engine.float8 import FLOAT8, LARGEST, narrow
 from pagedserve_engine.model.quantization_products import (
     SMALLEST_SCALE,
     Product,
+    RowsProduct,
     emulated_product,
+    emulated_rows,
     int8_product,
+    multiply_rows,
     scaled_product,
     widened_product,
 )
@@ -44,24 +47,45 @@ _ROUTERS: Final = frozenset({"gate", "router", "shared_expert_gate"})
 
 
 class QuantizedLinear(nn.Module):
-    """``nn.Linear`` with an 8-bit ``weight`` [N, K] and a float32 ``scale`` [N]."""
+    """``nn.Linear`` with an 8-bit ``weight`` [N, K] and a float32 ``scale`` [N].
+
+    With a ``rows_product`` it also takes rows that whoever makes them rounds to 8 bits himself.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, product: Product) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        product: Product,
+        *,
+        rows_product: RowsProduct | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
-        self._product = product
+        self._product, self._rows_product = product, rows_product
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether ``of_rows`` is there."""
+        return self._rows_product is not None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] to [..., N], in the dtype of ``x``."""
         rows = self._product(x.reshape(-1, self.in_features), self.weight, self.scale, self.bias)
         return rows.view(*x.shape[:-1], self.out_features)
+
+    def of_rows(self, rows: torch.Tensor, row_scale: torch.Tensor) -> torch.Tensor:
+        """[T, K] in 8-bit floats with the scale [T, 1] of each to [T, N], in the dtype that the weight had."""
+        assert self._rows_product is not None
+        return self._rows_product(rows, row_scale, self.weight, self.scale, self.bias)
 
     def extra_repr(self) -> str:
         """As ``nn.Linear`` prints itself."""
@@ -195,8 +219,17 @@ def _fp8_linear(
     weight: torch.Tensor, bias: torch.Tensor | None, *, product: Product, otherwise: Product
 ) -> QuantizedLinear:
     """``otherwise`` serves sides that the cards' product doesn't take."""
-    aligned = all(size % _ALIGNMENT == 0 for size in weight.shape)
-    return QuantizedLinear(*quantize_fp8(weight), bias, product if aligned else otherwise)
+    if any(size % _ALIGNMENT for size in weight.shape):
+        return QuantizedLinear(*quantize_fp8(weight), bias, otherwise)
+    return QuantizedLinear(*quantize_fp8(weight), bias, product, rows_product=_rows_product(product, weight.dtype))
+
+
+def _rows_product(product: Product, dtype: torch.dtype) -> RowsProduct | None:
+    """``product`` without its rounding of rows; None where it rounds none."""
+    if product is emulated_product:
+        return partial(emulated_rows, dtype=dtype)
+    # The cards' product gives bfloat16 only.
+    return None if product is widened_product or dtype is not torch.bfloat16 else multiply_rows
 
 
 def _int8_linear(weight: torch.Tensor, bias: torch.Tensor | None, *, product: Product) -> QuantizedLinear:

@@ -17,6 +17,8 @@ from pagedserve_engine.float8 import LARGEST, narrow, widen
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """(x [T, K], weight [N, K] in 8 bits, scale [N] float32, bias [N] or None) to [T, N] in the dtype of ``x``."""
+RowsProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""The same of rows [T, K] that are 8-bit floats already, with the scale [T, 1] float32 of each behind them."""
 
 SMALLEST_SCALE: Final = 1e-12
 """Keeps a row of zeros from being divided by zero."""
@@ -57,9 +59,21 @@ def emulated_product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """The numbers of ``scaled_product``, multiplied in float32: shows on a CPU what a GPU would answer."""
-    rows, row_scale = quantize_rows(x)
+    return emulated_rows(*quantize_rows(x), weight, scale, bias, dtype=x.dtype)
+
+
+def emulated_rows(
+    rows: torch.Tensor,
+    row_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The numbers of ``multiply_rows``, in ``dtype``."""
     product = functional.linear(widen(rows, torch.float32), widen(weight, torch.float32))
-    return _finish(product.mul_(row_scale).mul_(scale), bias, x.dtype)
+    return _finish(product.mul_(row_scale).mul_(scale), bias, dtype)
 
 
 def widened_product(

@@ -11,16 +11,13 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from pagedserve_engine.native.ops import NativeOps
 from pagedserve_engine.processor import ContinuousBatchProcessor
 from pagedserve_engine.profiling.timeline import SPAN_PREFIX
 
-_OPS = {
-    "add_rms_norm": "norms",
-    "rope_and_write": "rope and cache write",
-    "gated": "gates",
-}
+_OPS = {"add_rms_norm": "norms", "rope_and_write": "rope and cache write", "gated": "gates"}
 """The fused decoder's operators, which may be kernels that the profiler sees nothing of."""
+_SOME_OPS = {"linear": "products", "add_rms_norm_quantized": "norms", "gated_quantized": "gates"}
+"""Those that not every device has."""
 
 
 def name_parts(processor: ContinuousBatchProcessor) -> None:
@@ -35,10 +32,9 @@ def name_parts(processor: ContinuousBatchProcessor) -> None:
     _span(runner._inputs.attention, "plan_group", "plan attention", returned=_name_attention)
     # Only the fused decoder has operators of its own; other models' are told apart by their names.
     ops: Any = getattr(runner._model, "_ops", None)
-    for method, name in _OPS.items() if ops is not None else ():
+    there = {method: name for method, name in _SOME_OPS.items() if hasattr(ops, method)}
+    for method, name in {**_OPS, **there}.items() if ops is not None else ():
         _span(ops, method, name)
-    if isinstance(ops, NativeOps):
-        _span(ops, "linear", "products")
 
 
 def _span(owner: Any, method: str, name: str, *, returned: Callable[[Any], Any] | None = None) -> None:
