@@ -54,6 +54,8 @@ def variables(threads: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        # It is stopped while others run, for longer than it would wait for its own answers.
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "86400",
     }
 
 
