@@ -61,7 +61,7 @@ class ResultFile:
         if stored.get("hardware") == self.head["hardware"] and stored.get("settings") == self.head["settings"]:
             self.rows = [Row(**row) for row in stored["rows"]]
             # Of the engines whose rows stay; this run's own are newer.
-            self.head["versions"] = {**stored.get("versions", {}), **versions}
+            self.head["versions"] = {**stored.get("versions", {}), **self.head["versions"]}
 
     def forget(self, workload: str) -> None:
         """Drop the rows of a workload that is about to be measured for all its engines."""
