@@ -7,7 +7,7 @@ RUN := .ci/uv run --frozen
 GPU_RUN := $(if $(PYTHON),PYTHONPATH="$(CURDIR):$(CURDIR)/engine" $(PYTHON),$(RUN) --group test --group bench python)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-gpu bench-operator lint style imports types budgets format manifests docs
+.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-gpu bench-operator lint style imports types budgets format manifests chart docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -27,8 +27,8 @@ test-operator: control-plane ## the operator's tests, on a real control plane
 test-faults: control-plane ## every call of a resource's life struck by every fault (about ten minutes)
 	$(RUN) --group test pytest -s -m faults tests/operator
 
-control-plane: ## build etcd, the API server and their kin once (about ten minutes), or find them built
-	$(RUN) --group test python e2e/controlplane/build.py
+control-plane: ## build etcd, the API server, their kin and helm once (about ten minutes), or find them built
+	$(RUN) --group test python e2e/controlplane/build.py e2e/controlplane e2e/helm
 
 test-gpu: ## the tests that need a CUDA device
 	$(GPU_RUN) -m pytest -m gpu -W default $$(grep -lrE "mark\.gpu|triton_device" --include="test_*.py" tests/engine)
@@ -63,6 +63,9 @@ format: ## let ruff repair what it can
 
 manifests: ## write manifests/install.yaml again
 	$(RUN) --group test python tests/house/bundle.py
+
+chart: ## write what is made of the Helm chart again
+	$(RUN) --group test python tests/house/helm_chart.py
 
 docs: ## write the generated documents again
 	$(RUN) --group test python tests/house/reference.py
