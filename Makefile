@@ -7,7 +7,7 @@ RUN := .ci/uv run --frozen
 GPU_RUN := $(if $(PYTHON),PYTHONPATH="$(CURDIR):$(CURDIR)/engine" $(PYTHON),$(RUN) --group test --group bench python)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-gpu bench-operator lint style imports types budgets format manifests chart docs
+.PHONY: help serve test test-engine test-operator test-faults control-plane test-gpu bench bench-gpu bench-operator lint style imports types budgets format manifests chart docs images release-images test-images
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -69,3 +69,12 @@ chart: ## write what is made of the Helm chart again
 
 docs: ## write the generated documents again
 	$(RUN) --group test python tests/house/reference.py
+
+images: ## build the images: VARIANT=cuda|cpu, BASE_IMAGE, IMAGE_PREFIX (docs/images.md)
+	@python3 .ci/images/build.py
+
+release-images: ## the same from the base's digest, for a commit: PUSH=true
+	@python3 .ci/images/release.py
+
+test-images: ## the images themselves, where they are built
+	$(RUN) --group test pytest tests/images
