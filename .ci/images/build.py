@@ -91,8 +91,8 @@ def build(settings: Settings) -> None:
         print(f"{settings.name(image)}{_size(settings, image)}; SBOM {settings.sbom(image)}")
 
 
-def command(settings: Settings, image: str, *, target: tuple[str, ...] = ()) -> list[str]:
-    """The builder's command line; ``target`` asks for a stage's files in place of the image."""
+def command(settings: Settings, image: str) -> list[str]:
+    """The builder's command line."""
     arguments = {
         "BASE_IMAGE": settings.base_image,
         "VERSION": settings.version,
@@ -110,16 +110,21 @@ def command(settings: Settings, image: str, *, target: tuple[str, ...] = ()) -> 
     for name, path in settings.secrets.items():
         words += ["--secret", f"id={name},src={path}"]
     words += ["--network", settings.network] if settings.network else []
-    return [*words, *(target or ("--tag", settings.name(image))), str(ROOT)]
+    return [*words, "--tag", settings.name(image), str(ROOT)]
 
 
 def _write_sbom(settings: Settings, image: str) -> None:
-    # The stages come from the builder's cache.
-    folder = settings.output / f".{image}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _run(command(settings, image, target=("--target", "sbom", "--output", f"type=local,dest={folder}")))
-    (folder / "sbom.cdx.json").replace(settings.sbom(image))
-    shutil.rmtree(folder)
+    # From the image itself: what lies beside it is what is in it.
+    document = "/opt/pagedserve/sbom.cdx.json"
+    if settings.builder == "buildah":
+        container = said("buildah", "from", settings.name(image)).strip()
+        text = said("buildah", "run", container, "--", "cat", document)
+        said("buildah", "rm", container)
+    else:
+        only_cat = ("run", "--rm", "--network", "none", "--entrypoint", "cat")
+        text = said(settings.builder, *only_cat, settings.name(image), document)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    settings.sbom(image).write_text(text, encoding="utf-8")
 
 
 def _size(settings: Settings, image: str) -> str:
@@ -141,6 +146,14 @@ def _run(words: list[str]) -> None:
     done = subprocess.run(words, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode:
         raise BuildError(f"{words[0]} ended with {done.returncode}: its lines above say why")
+
+
+def said(*words: str) -> str:
+    """What a command prints; raises BuildError where it fails."""
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"`{' '.join(words)}` ended with {done.returncode}: its lines above say why")
+    return done.stdout
 
 
 def _builder(asked: str | None) -> str:

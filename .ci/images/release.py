@@ -10,14 +10,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from build import BuildError, Settings, build, read
+from build import BuildError, Settings, build, read, said
 
 
 def main() -> int:
@@ -43,9 +39,9 @@ def release(settings: Settings, *, push: bool) -> None:
         chosen = dataclasses.replace(pinned, variant=variant, images=images)
         build(chosen)
         rows += [describe(chosen, image, push=push) for image in images]
-    said = {"version": pinned.version, "revision": pinned.revision, "base": pinned.base_image, "images": rows}
+    document = {"version": pinned.version, "revision": pinned.revision, "base": pinned.base_image, "images": rows}
     target = pinned.output / "release.json"
-    target.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"written to {target}")
 
 
@@ -53,8 +49,8 @@ def pin(builder: str, name: str) -> str:
     """``name`` by the digest that its registry has for it today."""
     if "@" in name:
         return name
-    _run(builder, "pull", name)
-    digests = json.loads(_run(builder, "image", "inspect", name))[0].get("RepoDigests") or []
+    said(builder, "pull", name)
+    digests = json.loads(said(builder, "image", "inspect", name))[0].get("RepoDigests") or []
     if not digests:
         raise BuildError(f"BASE_IMAGE {name} has no digest: push it to a registry first")
     return f"{name}@{digests[0].rpartition('@')[2]}"
@@ -65,17 +61,10 @@ def describe(settings: Settings, image: str, *, push: bool) -> dict[str, Any]:
     name, sbom = settings.name(image), settings.sbom(image)
     row = {"name": name, "sbom": sbom.name, "sbomSha256": hashlib.sha256(sbom.read_bytes()).hexdigest()}
     if push:
-        _run(settings.builder, "push", name)
-        (found,) = json.loads(_run(settings.builder, "image", "inspect", name))
+        said(settings.builder, "push", name)
+        (found,) = json.loads(said(settings.builder, "image", "inspect", name))
         row["digest"] = found["RepoDigests"][0].rpartition("@")[2]
     return row
-
-
-def _run(*words: str) -> str:
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise BuildError(f"`{' '.join(words)}` ended with {done.returncode}: its lines above say why")
-    return done.stdout
 
 
 if __name__ == "__main__":
