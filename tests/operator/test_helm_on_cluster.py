@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,12 +18,19 @@ from crd import wait_until_served
 from helm_program import Helm, find_helm
 from helm_site import OPERATOR, Site, everything
 from helm_templates import CHART
+from loopback import claimed_subnet
 from manifest_files import MANIFESTS
 from monitoring_kinds import install_monitoring
+from node_stand_in import NodeStandIn, why_not
+from node_volumes import why_no_account
+from operator_world import World
 from pagedserve_operator.names import API_VERSION, KIND
 
 CRD = "inferenceservices.pagedserve.dev"
+METRICS_API = "v1beta2.custom.metrics.k8s.io"
 LABEL = "app.kubernetes.io/part-of=pagedserve"
+OF_THE_CRD = {f"CustomResourceDefinition <none> {CRD}", "APIService <none> v1alpha1.pagedserve.dev"}
+"""What stays with it: the API server registers every kind."""
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +118,27 @@ def test_uninstalling_leaves_the_crd_and_the_resources_and_nothing_else(site: Si
         "ConfigMap default kept",
     }
 
-    site.wait_left(before | expected)
+    site.wait_left(expected, before=before)
     assert site.found(served[0]) == served
+
+
+def test_the_installed_operator_works_and_takes_its_own_along_when_it_goes(site: Site) -> None:
+    if reason := why_not() or why_no_account():
+        pytest.skip(reason)
+    images = {"pagedserve/operator:0.1.0": [sys.executable, "-m", "pagedserve_operator"]}
+    with claimed_subnet() as subnet, NodeStandIn(site.client, "charted", images=images, subnet=subnet):
+        before = everything(site.cluster)
+        # Helm itself waits until both pods are ready.
+        site.install("--wait", "--timeout", "110s", "--set", "settings.fetchModelConfig=false")
+        world = World(site.client, "default")
+        world.create("chat")
+        world.wait_child("Deployment", "chat")
+        api = ("apiregistration.k8s.io/v1", "APIService", METRICS_API)
+        site.client.wait(lambda: site.client.find(*api), "the operator serves the metrics API")
+        world.delete_all()
+        site.uninstall()
+        certificates = f"Secret {site.namespace} pagedserve-metrics-api-certificates"
+        site.wait_left(OF_THE_CRD | {certificates}, before=before)
 
 
 def test_what_an_earlier_release_left_is_taken_up_again_and_by_no_other(site: Site) -> None:
@@ -150,22 +177,30 @@ def test_an_installation_by_kustomize_is_refused_unless_it_is_taken_over(site: S
     assert site.found(resource) == (resource, child)
 
 
-def test_one_namespace_takes_no_right_beyond_it(site: Site) -> None:
+def test_one_namespace_takes_all_rights_there_and_none_beyond(site: Site) -> None:
     site.cluster.kubectl("apply", "--server-side", "-k", str(MANIFESTS.parent / "crds"))
     wait_until_served(site.cluster)
-    site.cluster.kubectl(
-        "-n", site.namespace, "create", "rolebinding", "owner", "--clusterrole=cluster-admin", "--user=owner"
+    given = ("--set", f"watchNamespace={site.namespace}")
+    # Nobody may grant what he hasn't himself.
+    assert "is attempting to grant RBAC permissions not currently held" in bound(site, "admin").install(
+        *given, check=False
     )
-    owner = replace(site, helm=replace(site.helm, kubeconfig=site.cluster.kubeconfig_for("owner")))
+    site.uninstall()
+    owner = bound(site, "cluster-admin")
     before = everything(site.cluster)
-    told = owner.install("--set", f"watchNamespace={site.namespace}")
-    assert "kubectl apply --server-side -k crds" in told
+    assert "kubectl apply --server-side -k crds" in owner.install(*given)
     account = site.cluster.client(site.cluster.kubeconfig_for(f"system:serviceaccount:{site.namespace}:{OPERATOR}"))
     assert account.list(API_VERSION, KIND, namespace=site.namespace) == []
-    made = {row for row in everything(site.cluster) - before if row.split()[1] != site.namespace}
-    assert made == set()
+    made = everything(site.cluster) - before
+    assert {row.split()[1] for row in made} == {site.namespace}
     owner.uninstall()
-    site.wait_left(before)
+    site.wait_left(set(), before=before)
+
+
+def bound(site: Site, role: str) -> Site:
+    """The site as seen by a user who has the ClusterRole in its namespace alone."""
+    site.cluster.kubectl("-n", site.namespace, "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}")
+    return replace(site, helm=replace(site.helm, kubeconfig=site.cluster.kubeconfig_for(role)))
 
 
 def test_monitoring_is_refused_before_its_kinds_are_there_and_comes_with_an_upgrade(site: Site) -> None:
