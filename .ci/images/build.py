@@ -118,8 +118,10 @@ def _write_sbom(settings: Settings, image: str) -> None:
     document = "/opt/pagedserve/sbom.cdx.json"
     if settings.builder == "buildah":
         container = said("buildah", "from", settings.name(image)).strip()
-        text = said("buildah", "run", container, "--", "cat", document)
-        said("buildah", "rm", container)
+        try:
+            text = said("buildah", "run", "--network", "none", container, "--", "cat", document)
+        finally:
+            said("buildah", "rm", container)
     else:
         only_cat = ("run", "--rm", "--network", "none", "--entrypoint", "cat")
         text = said(settings.builder, *only_cat, settings.name(image), document)

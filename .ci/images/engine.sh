@@ -40,3 +40,6 @@ rm -r /tmp/converted
 if [ -d "$site/triton" ]; then
     "$environment/bin/python" -c 'import pagedserve_engine.attention.triton, pagedserve_engine.kernels.ops, pagedserve_engine.kernels.sampling'
 fi
+
+# What uv left for itself; the lock is writable for all.
+rm -f "$environment/.lock" "$environment/.gitignore" "$environment/CACHEDIR.TAG"

@@ -13,3 +13,6 @@ site="$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path
 rm "$site"/kubernetes/client/api/*_api.py "$site"/kubernetes/client/models/v?*.py
 rm "$site"/kubernetes/aio/client/api/*_api.py "$site"/kubernetes/aio/client/models/v?*.py
 "$environment/bin/pagedserve-operator" --help
+
+# What uv left for itself; the lock is writable for all.
+rm -f "$environment/.lock" "$environment/.gitignore" "$environment/CACHEDIR.TAG"
