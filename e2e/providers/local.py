@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from e2e.controlplane.build import cache
 from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable
 
 from control_cluster import Cluster
@@ -31,6 +32,7 @@ from service_proxy import ServiceProxy
 ROOT = Path(__file__).parents[2]
 LIGHT_ENGINE = ROOT / "tests" / "support" / "light_engine.py"
 FIRST_OPERATOR = ROOT / "e2e" / "fixtures" / "first-release" / "pagedserve_operator-0.1.0-py3-none-any.whl"
+MODELS = cache().parent / "models"
 LIGHT_IMAGE = "pagedserve/engine:light"
 HURRY = 4.0
 """How much faster than in a cluster probes come."""
@@ -47,7 +49,8 @@ class Local(Provider):
         self._nodes: dict[str, NodeStandIn] = {}
         self._stack = ExitStack()
         self._programs: dict[str, Sequence[str] | None] = {
-            self.images.engine: [sys.executable, "-m", "pagedserve_engine", "serve"],
+            # A converted model stays on this machine, as it would in an image with its weights: converting takes longest.
+            self.images.engine: [sys.executable, "-m", "pagedserve_engine", "serve", "--cache-dir", str(MODELS)],
             self.images.operator: [sys.executable, "-m", "pagedserve_operator"],
             # A wheel is imported as it is; what stands on PYTHONPATH comes before this tree's.
             self.images.first_operator: [
