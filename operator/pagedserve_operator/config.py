@@ -8,8 +8,12 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any, Final, get_type_hints
 
+from pagedserve_operator.engine_metrics import Targets
+from pagedserve_operator.fields import quantity
+
 TRUE: Final = frozenset({"true", "1", "yes", "on"})
 FALSE: Final = frozenset({"false", "0", "no", "off"})
+_USUAL: Final = Targets()
 
 
 class ConfigError(Exception):
@@ -58,6 +62,25 @@ class OperatorConfig:
     """Address of /metrics and the probes."""
     metrics_port: int = 8081
     """Port of /metrics and the probes; 0 takes a free one."""
+    metrics_api: str = "auto"
+    """Whether the custom metrics API is served, so that autoscalers can use engine metrics: auto (by all operators but
+    those of one namespace), true or false; never against an adapter that is there."""
+    metrics_api_host: str = "0.0.0.0"
+    """Address of the custom metrics API."""
+    metrics_api_port: int = 6443
+    """Port of the custom metrics API; 0 takes a free one."""
+    metrics_api_requests_per_second: float = 100.0
+    """Requests that the custom metrics API takes from each caller, twice as many at once."""
+    target_queue_wait_seconds: str = _USUAL.queue_wait_seconds
+    """Target of spec.autoscaling's queueWaitSeconds where the resource names none; a quantity for each engine."""
+    target_cache_use: str = _USUAL.cache_use
+    """The same for cacheUse, 0 to 1."""
+    target_waiting_requests: str = _USUAL.waiting_requests
+    """The same for waitingRequests."""
+    target_running_requests: str = _USUAL.running_requests
+    """The same for runningRequests."""
+    prometheus_url: str = ""
+    """Prometheus as KEDA reaches it; needed by resources with spec.autoscaling.backend KEDA and engine metrics."""
     watch_silence_seconds: float = 70.0
     """A watch without event or bookmark for so long is opened again; above the minute between two bookmarks."""
     watch_stale_seconds: float = 180.0
@@ -89,13 +112,17 @@ class OperatorConfig:
             "watch_silence_seconds",
             "watch_stale_seconds",
             "lease_seconds",
+            "metrics_api_requests_per_second",
         ):
             # Written so that "not a number" is refused too.
             if not 0 < getattr(self, name) < inf:
                 raise ConfigError(f"{name.upper()} must be above 0 and finite, not {getattr(self, name)}")
-        if not 0 <= self.metrics_port <= 65535:
-            raise ConfigError(f"METRICS_PORT must be 0 to 65535, not {self.metrics_port}")
+        for name in ("metrics_port", "metrics_api_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(f"{name.upper()} must be 0 to 65535, not {getattr(self, name)}")
         self._check_compute_capability()
+        self._check_metrics_api()
+        self._check_autoscaling()
 
     def _check_compute_capability(self) -> None:
         try:
@@ -105,9 +132,48 @@ class OperatorConfig:
                 f"ENGINE_MIN_COMPUTE_CAPABILITY must be like 7.5, not {self.engine_min_compute_capability!r}"
             ) from None
 
+    def _check_metrics_api(self) -> None:
+        if self.metrics_api.lower() not in {"auto"} | TRUE | FALSE:
+            raise ConfigError(f"METRICS_API must be auto, true or false, not {self.metrics_api!r}")
+        if self.watch_namespace and self.metrics_api.lower() in TRUE:
+            raise ConfigError(
+                "METRICS_API=true needs an operator of all namespaces, since a cluster has one custom metrics API: "
+                "leave WATCH_NAMESPACE or METRICS_API out"
+            )
+
+    def _check_autoscaling(self) -> None:
+        for name in ("queue_wait_seconds", "cache_use", "waiting_requests", "running_requests"):
+            given = getattr(self, f"target_{name}")
+            try:
+                good = quantity(given) > 0
+            except ValueError:
+                good = False
+            if not good:
+                variable = f"TARGET_{name.upper()}"
+                raise ConfigError(f'{variable} must be a quantity above 0 ("4", "500m"), not {given!r}')
+        if self.prometheus_url and not self.prometheus_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"PROMETHEUS_URL must begin with http:// or https://, not {self.prometheus_url!r}: write all of it"
+            )
+
     def derive(self, **changes: Any) -> OperatorConfig:
         """A new value with these fields changed."""
         return replace(self, **changes)
+
+    @property
+    def serves_metrics_api(self) -> bool:
+        """Whether this operator serves the custom metrics API."""
+        return not self.watch_namespace and self.metrics_api.lower() not in FALSE
+
+    @property
+    def targets(self) -> Targets:
+        """What autoscalers aim at by default."""
+        return Targets(
+            waiting_requests=self.target_waiting_requests,
+            running_requests=self.target_running_requests,
+            queue_wait_seconds=self.target_queue_wait_seconds,
+            cache_use=self.target_cache_use,
+        )
 
     @property
     def min_compute_capability(self) -> tuple[int, int]:

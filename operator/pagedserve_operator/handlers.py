@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import kopf
 
-from pagedserve_operator.keys import key_of_resource, keys_of_child
-from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS, OPTIONAL
+from pagedserve_operator.keys import Changes, key_of_resource, keys_of_child
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KEDA_AUTOSCALER, KINDS, OPTIONAL
 from pagedserve_operator.names import KIND, LABEL_MANAGED_BY, MANAGER, Key
 
 Wake = Callable[[Iterable[Key]], None]
@@ -41,10 +41,25 @@ def register(
     # Somebody else's autoscaler on our Deployment matters too: these are watched without a selector.
     _on_event(registry, AUTOSCALER, autoscaler_changed)
     for kind in {*CHILDREN, "Pod"} - {AUTOSCALER}:
-        _on_event(registry, kind, lambda body, _: wake(keys_of_child(body)))
+        _on_event(registry, kind, _waking_if_seen(wake) if kind == KEDA_AUTOSCALER else _waking(wake))
         settings.watching.label_selectors[_place(kind)] = _OURS
     if node_changed is not None:
         _on_event(registry, "Node", node_changed)
+
+
+def _waking(wake: Wake) -> Look:
+    return lambda body, _: wake(keys_of_child(body))
+
+
+def _waking_if_seen(wake: Wake) -> Look:
+    changes = Changes()
+
+    def look(body: Body, deleted: bool) -> None:
+        # KEDA notes at each question when it last found anything to do.
+        if changes.saw(body, deleted):
+            wake(keys_of_child(body))
+
+    return look
 
 
 def _on_event(registry: kopf.OperatorRegistry, kind: str, look: Look) -> None:

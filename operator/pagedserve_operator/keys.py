@@ -41,12 +41,27 @@ def keys_of_autoscaler(autoscaler: Mapping[str, Any]) -> set[Key]:
     return found
 
 
+class Changes:
+    """What verdicts see of autoscalers of one kind, as watched: not the numbers that they measure all the time."""
+
+    def __init__(self) -> None:
+        self._signatures: dict[tuple[str, str], str] = {}
+
+    def saw(self, autoscaler: Mapping[str, Any], deleted: bool) -> bool:
+        """One came, changed or went: whether any verdict may change with it."""
+        place = (autoscaler["metadata"]["namespace"], autoscaler["metadata"]["name"])
+        before, now = self._signatures.pop(place, None), None if deleted else signature_of_autoscaler(autoscaler)
+        if now is not None:
+            self._signatures[place] = now
+        return deleted or now != before
+
+
 class Autoscalers:
     """Names of autoscalers by the resource whose Deployment they scale, as watched: a hint, not what is there."""
 
     def __init__(self) -> None:
         self._names: dict[Key, set[str]] = {}
-        self._signatures: dict[tuple[str, str], str] = {}
+        self._changes = Changes()
 
     def saw(self, autoscaler: Mapping[str, Any], deleted: bool) -> bool:
         """An autoscaler came, changed or went: whether any verdict may change with it.
@@ -54,16 +69,12 @@ class Autoscalers:
         One that changed its target stays a hint for the old one.
         """
         name = autoscaler["metadata"]["name"]
-        place = (autoscaler["metadata"]["namespace"], name)
-        before, now = self._signatures.pop(place, None), None if deleted else signature_of_autoscaler(autoscaler)
-        if now is not None:
-            self._signatures[place] = now
         for key in keys_of_autoscaler(autoscaler):
             names = self._names.setdefault(key, set())
             (names.discard if deleted else names.add)(name)
             if not names:
                 del self._names[key]
-        return deleted or now != before
+        return self._changes.saw(autoscaler, deleted)
 
     def near(self, key: Key) -> frozenset[str]:
         """Names worth reading for this resource, its own among them."""

@@ -26,6 +26,7 @@ class Kind:
 
 
 MONITORING_GROUP: Final = "monitoring.coreos.com"
+KEDA_GROUP: Final = "keda.sh"
 
 _ALL: Final = (
     Kind(KIND, GROUP, VERSION, PLURAL),
@@ -39,21 +40,27 @@ _ALL: Final = (
     Kind("PodMonitor", MONITORING_GROUP, "v1", "podmonitors"),
     Kind("ServiceMonitor", MONITORING_GROUP, "v1", "servicemonitors"),
     Kind("PrometheusRule", MONITORING_GROUP, "v1", "prometheusrules"),
+    Kind("ScaledObject", KEDA_GROUP, "v1alpha1", "scaledobjects"),
     Kind("Pod", "", "v1", "pods"),
     Kind("Secret", "", "v1", "secrets"),
     Kind("Event", "", "v1", "events"),
     Kind("Node", "", "v1", "nodes", namespaced=False),
     Kind("Lease", "coordination.k8s.io", "v1", "leases"),
+    Kind("APIService", "apiregistration.k8s.io", "v1", "apiservices", namespaced=False),
+    Kind("ClusterRole", "rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False),
+    Kind("SubjectAccessReview", "authorization.k8s.io", "v1", "subjectaccessreviews", namespaced=False),
 )
 KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in _ALL}
 
-OPTIONAL: Final = frozenset({"PodMonitor", "ServiceMonitor", "PrometheusRule"})
-"""Children whose kinds exist only where the Prometheus operator is installed."""
+OPTIONAL: Final = frozenset({"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject"})
+"""Children whose kinds exist only where the Prometheus operator, or KEDA, is installed."""
 AUTOSCALER: Final = "HorizontalPodAutoscaler"
+KEDA_AUTOSCALER: Final = "ScaledObject"
 CHILDREN: Final = (
     "Deployment",
     "Service",
     AUTOSCALER,
+    KEDA_AUTOSCALER,
     "PodDisruptionBudget",
     "NetworkPolicy",
     "PersistentVolumeClaim",

@@ -14,6 +14,8 @@ from pagedserve_operator.names import Key
 
 RECONCILE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
+METRICS_API_STATES = ("off", "starting", "serving", "foreign", "troubled")
+
 Conditions = Iterable[Mapping[str, str]]
 
 
@@ -51,11 +53,40 @@ class Metrics:
             ["verb", "code"],
             registry=self.registry,
         )
+        self._answers = Counter(
+            "pagedserve_operator_metrics_api_requests",
+            "Requests to the custom metrics API by status code",
+            ["code"],
+            registry=self.registry,
+        )
+        self._reads = Counter(
+            "pagedserve_operator_engine_reads",
+            "Reads of one engine's metrics by result: read, failed (no answer in time, or none that can be used)",
+            ["result"],
+            registry=self.registry,
+        )
 
-    def show(self, *, queue: Queue, ages: Callable[[], Mapping[str, float]], leading: Callable[[], bool]) -> Resources:
+    def metrics_api_answered(self, code: int) -> None:
+        """A request to the custom metrics API was answered with this status code."""
+        self._answers.labels(str(code)).inc()
+
+    def engine_read(self, result: str) -> None:
+        """An engine's metrics were read, or could not be: read, failed."""
+        self._reads.labels(result).inc()
+
+    def show(
+        self,
+        *,
+        queue: Queue,
+        ages: Callable[[], Mapping[str, float]],
+        leading: Callable[[], bool],
+        clock_ahead: Callable[[], float] = lambda: 0.0,
+        metrics_api: Callable[[], str] = lambda: "off",
+    ) -> Resources:
         """Register what lives elsewhere; returns the place where resources are counted."""
         resources = Resources()
         self.registry.register(_Live(queue, ages, leading, resources))
+        self.registry.register(_MetricsApi(clock_ahead, metrics_api))
         return resources
 
 
@@ -123,6 +154,29 @@ class _Live(Collector):
         for pair, number in self._resources.tally().items() if self._leading() else ():
             resources.add_metric(list(pair), number)
         yield resources
+
+
+class _MetricsApi(Collector):
+    def __init__(self, clock_ahead: Callable[[], float], state: Callable[[], str]) -> None:
+        self._clock_ahead = clock_ahead
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        """Values of this moment."""
+        yield _gauge(
+            "pagedserve_operator_clock_ahead_seconds",
+            "How far the API server's clock is ahead of this process's; certificates are made by the API server's",
+            self._clock_ahead(),
+        )
+        states = GaugeMetricFamily(
+            "pagedserve_operator_metrics_api",
+            "1 for the state of the custom metrics API here: off, starting, serving, foreign (somebody else serves "
+            "it), troubled",
+            labels=["state"],
+        )
+        for state in METRICS_API_STATES:
+            states.add_metric([state], float(state == self._state()))
+        yield states
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.desired import child_keys
-from pagedserve_operator.kinds import AUTOSCALER
+from pagedserve_operator.kinds import AUTOSCALER, KEDA_AUTOSCALER
 from pagedserve_operator.names import Key, selector_labels
 from pagedserve_operator.plan import ChildKey
 from pagedserve_operator.spec import Json
@@ -23,7 +23,9 @@ class World:
     children: Mapping[ChildKey, Json | None]
     pods: tuple[Json, ...]
     strange_autoscalers: tuple[Json, ...]
-    """Of other names, with our Deployment as target."""
+    """Of other names, with our Deployment as target; what KEDA makes for us isn't among them."""
+    made_by_keda: Json | None
+    """The autoscaler that KEDA has made of our ScaledObject."""
 
     @property
     def deployment(self) -> Json | None:
@@ -39,7 +41,8 @@ class World:
         return Observation(
             deployment=self.deployment,
             pods=self.pods,
-            hpa=self.children[AUTOSCALER, self.key.name],
+            hpa=self.children[AUTOSCALER, self.key.name] or self.made_by_keda,
+            scaled_object=self.children.get((KEDA_AUTOSCALER, self.key.name)),
             foreign_hpas=tuple(scaler["metadata"]["name"] for scaler in self.strange_autoscalers),
             service=self.children["Service", self.key.name],
         )
@@ -55,11 +58,14 @@ async def observe(cluster: Cluster, key: Key, *, autoscalers: Collection[str]) -
         _get_all(cluster, key, places),
         _get_all(cluster, key, strangers),
     )
+    others = [scaler for scaler in scalers.values() if scaler and _targets(scaler, key.name)]
+    kedas = [scaler for scaler in others if _is_kedas(scaler, children.get((KEDA_AUTOSCALER, key.name)))]
     return World(
         key=key,
         children=children,
         pods=tuple(pods),
-        strange_autoscalers=tuple(scaler for scaler in scalers.values() if scaler and _targets(scaler, key.name)),
+        strange_autoscalers=tuple(scaler for scaler in others if scaler not in kedas),
+        made_by_keda=kedas[0] if kedas else None,
     )
 
 
@@ -67,6 +73,12 @@ async def _get_all(cluster: Cluster, key: Key, places: Iterable[ChildKey]) -> di
     places = tuple(places)
     found = await asyncio.gather(*(cluster.get(kind, key.namespace, name) for kind, name in places))
     return dict(zip(places, found, strict=True))
+
+
+def _is_kedas(scaler: Json, scaled_object: Json | None) -> bool:
+    """Whether KEDA has made the autoscaler of this ScaledObject."""
+    owners = scaler["metadata"].get("ownerReferences") or ()
+    return scaled_object is not None and any(owner["uid"] == scaled_object["metadata"]["uid"] for owner in owners)
 
 
 def _targets(scaler: Json, deployment: str) -> bool:

@@ -132,6 +132,7 @@ def _autoscaling(autoscaling: Fields) -> Autoscaling:
     # An explicit maximum below the default minimum lowers it, as an explicit minimum raises the default maximum.
     lowest, highest = autoscaling.maybe_integer("minReplicas"), autoscaling.maybe_integer("maxReplicas")
     return Autoscaling(
+        backend=autoscaling.choice("backend", "HPA", ("HPA", "KEDA")),
         min_replicas=lowest if lowest is not None else min(2, highest if highest is not None else 2),
         max_replicas=highest if highest is not None else max(10, lowest if lowest is not None else 10),
         metrics=autoscaling.rows("metrics"),

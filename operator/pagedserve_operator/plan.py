@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pagedserve_operator.drift import differences, owned_fields
 from pagedserve_operator.errors import NameTaken
+from pagedserve_operator.kinds import AUTOSCALER, KEDA_AUTOSCALER
 from pagedserve_operator.names import API_VERSION, KIND, MANAGER, REPLICAS_MANAGER
 from pagedserve_operator.obstacles import fitted, has_stuck_port
 from pagedserve_operator.spec import InferenceService, Json
@@ -25,7 +26,8 @@ _ORDER: Final = (
     "PersistentVolumeClaim",
     "Service",
     "Deployment",
-    "HorizontalPodAutoscaler",
+    AUTOSCALER,
+    KEDA_AUTOSCALER,
     "PodDisruptionBudget",
     "NetworkPolicy",
     "PodMonitor",
@@ -33,6 +35,8 @@ _ORDER: Final = (
     "PrometheusRule",
 )
 _MOUNTED: Final = frozenset({"ConfigMap", "PersistentVolumeClaim"})
+_RIVALS: Final = {AUTOSCALER: KEDA_AUTOSCALER, KEDA_AUTOSCALER: AUTOSCALER}
+"""Two autoscalers of one Deployment would fight: one is made once the other is gone, finalizers of KEDA's included."""
 _NAMED_PATHS: Final = 4
 
 
@@ -102,6 +106,10 @@ def plan(service: InferenceService, desired: Sequence[Json], observed: Mapping[C
             waiting.append(" ".join(key))
             continue
         _require_ours(service, key, existing)
+        rival = (_RIVALS.get(key[0], ""), key[1])
+        if existing is None and (found := observed.get(rival)) is not None and is_ours(service, found):
+            waiting.append(" ".join(rival))
+            continue
         if existing is not None and key[0] == "Service" and has_stuck_port(child, existing):
             deletes.append(_delete(key, existing, "another's port stands in the way of its own: to be made anew"))
             continue

@@ -17,6 +17,7 @@ from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.desired import Facts, desired
 from pagedserve_operator.errors import ChildImmutable, TuningError, UserError
 from pagedserve_operator.execute import execute
+from pagedserve_operator.kinds import KEDA_AUTOSCALER
 from pagedserve_operator.metrics import Resources
 from pagedserve_operator.names import KIND, Key
 from pagedserve_operator.observe import World, observe
@@ -25,6 +26,7 @@ from pagedserve_operator.plan import Plan, plan
 from pagedserve_operator.posting import post
 from pagedserve_operator.referenced import hash_of_referenced, refers
 from pagedserve_operator.spec import InferenceService, Json
+from pagedserve_operator.status import Means
 from pagedserve_operator.tuner import Tuner
 from pagedserve_operator.tuning import Tuning
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 WAITING_SECONDS: Final = 2.0
 """Between looks at a name that an object on its way out still holds."""
 _NOTHING: Final = Plan()
+_BASIS: Final = Facts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,8 @@ class Verdict:
 class Reconciler:
     """Looks at resources; many looks may run at once, never two at the same key.
 
-    ``autoscalers_near`` names the autoscalers that may scale a resource's Deployment.
+    ``autoscalers_near`` names the autoscalers that may scale a resource's Deployment, ``basis`` is what children depend
+    on wherever they are, and ``metrics_trouble`` says why engine metrics don't reach autoscalers ("": nothing known).
     """
 
     def __init__(
@@ -69,12 +73,16 @@ class Reconciler:
         resources: Resources,
         *,
         autoscalers_near: Callable[[Key], Collection[str]],
+        basis: Facts = _BASIS,
+        metrics_trouble: Callable[[], str] = lambda: "",
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
         self._tuner = tuner
         self._resources = resources
         self._autoscalers_near = autoscalers_near
+        self._basis = basis
+        self._metrics_trouble = metrics_trouble
         self._now = now
         self._waiting_for_nodes: set[Key] = set()
 
@@ -106,7 +114,7 @@ class Reconciler:
                 return Verdict(service=service, tuning=kept)
             secrets = await hash_of_referenced(service, self._cluster)
             tuning = await self._tuner.tune(service, world.deployment)
-            facts = Facts(secrets_hash=secrets, served_kinds=await self._cluster.served_kinds())
+            facts = replace(self._basis, secrets_hash=secrets, served_kinds=await self._cluster.served_kinds())
             surge = await self._tuner.surge(
                 service, tuning, facts, deployment=world.deployment, blocked=_is_blocked(raw)
             )
@@ -131,7 +139,7 @@ class Reconciler:
             service=verdict.service,
             tuning=verdict.tuning,
             problem=verdict.problem,
-            observation=world.observation(),
+            observation=replace(world.observation(), means=await self._means()),
             now=self._now(),
         )
         self._resources.report(world.key, outcome.status["conditions"])
@@ -142,6 +150,13 @@ class Reconciler:
         for note in outcome.events:
             await post(self._cluster, raw, note, self._now())
         return True, outcome.look_again_seconds
+
+    async def _means(self) -> Means:
+        return Means(
+            keda=KEDA_AUTOSCALER in await self._cluster.served_kinds(),
+            prometheus=bool(self._basis.prometheus_url),
+            metrics_trouble=self._metrics_trouble(),
+        )
 
     def _remember(self, key: Key, verdict: Verdict) -> None:
         if isinstance(verdict.problem, TuningError):

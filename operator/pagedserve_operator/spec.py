@@ -10,6 +10,7 @@ from pagedserve_operator.names import Key, Owner
 
 Json = dict[str, Any]
 Strategy = Literal["Auto", "Surge", "InPlace", "Recreate"]
+Backend = Literal["HPA", "KEDA"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,10 @@ class TuningOverrides:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Autoscaling:
-    """The HorizontalPodAutoscaler's side; ``metrics`` and ``behavior`` as in the resource."""
+    """The autoscaler's side; ``metrics`` and ``behavior`` as in the resource."""
 
+    backend: Backend
+    """Whose autoscaler: a HorizontalPodAutoscaler of ours, or what KEDA makes of a ScaledObject."""
     min_replicas: int
     max_replicas: int
     metrics: tuple[Json, ...]

@@ -1,48 +1,55 @@
-"""The documents that are made from the code: docs/settings.md and docs/metrics.md. `make docs` writes them again."""
+"""The documents that are made from the code, for docs/. `make docs` writes them again."""
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Metric
-
-from pagedserve_engine.config import EngineConfig
-from pagedserve_engine.metrics import EngineMetrics
-from pagedserve_engine.server.traffic import HttpMetrics
-from pagedserve_engine.stats import Planned
+from reference_conditions import conditions_sections
+from reference_engine import engine_metrics, engine_settings
+from reference_fields import columns, name_rules, spec_sections, status_section
+from reference_operator import operator_metrics, operator_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 SETTINGS = """\
 # Settings
 
-<!-- Made by `make docs` from EngineConfig; change engine/pagedserve_engine/config.py instead. -->
+<!-- Made by `make docs` from EngineConfig and OperatorConfig; change engine/pagedserve_engine/config.py or
+operator/pagedserve_operator/config.py instead. -->
+
+## Engine
 
 Each setting has one name: a variable (`MAX_BATCH_TOKENS`), the flag made of it (`--max-batch-tokens`), and the field
 of `EngineConfig` (`max_batch_tokens`). Flags win over variables, variables over defaults; an empty variable counts as
 absent. `make serve NAME=value` passes variables on. A value that can't be is refused at start, by name.
 
-{table}
+On Kubernetes the operator sets those that a [field of the resource](fields.md) names; `spec.env` takes the others.
+
+{engine}
 
 Libraries beneath read variables of their own: `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` (the hub's cache, token and
 offline mode), `CUDA_VISIBLE_DEVICES`.
+
+## Operator
+
+Variables of the container of Deployment `pagedserve-operator`. An empty variable counts as absent; a value that can't be
+ends the process at start, with the variable's name. `READ_NODES` is `false` where `WATCH_NAMESPACE` is set and it isn't.
+
+{operator}
 """
 
 METRICS = """\
 # Metrics
 
-<!-- Made by `make docs` from EngineMetrics and HttpMetrics; change engine/pagedserve_engine/metrics.py
-or server/traffic.py instead. -->
+<!-- Made by `make docs` from EngineMetrics, HttpMetrics and the operator's Metrics; change
+engine/pagedserve_engine/metrics.py, server/traffic.py or operator/pagedserve_operator/metrics.py instead. -->
+
+## Engine
 
 `GET /metrics` answers in Prometheus' format. Units are seconds, bytes, tokens and ratios from 0 to 1. Labels take only
 the values that stand here, and every outcome is a series from the start.
 
-{table}
+{engine}
 
 Prompts, outputs and request ids never appear in a metric.
 
@@ -68,88 +75,86 @@ The Gateway API inference extension picks endpoints by these; its names map so:
 | BlockSize (optional) | label `block_size` of `pagedserve_cache_info` |
 | NumGPUBlocks (optional) | label `num_blocks` of `pagedserve_cache_info` |
 | LoRA adapters (optional) | none: adapters are not served |
+
+## Operator
+
+`GET /metrics` on port 8081 of the operator's pods (`METRICS_PORT`). Of several replicas one leads; the others show
+`pagedserve_operator_leading 0` and count no resources.
+
+{operator}
+"""
+
+FIELDS = """\
+# Fields of an InferenceService
+
+<!-- Made by `make docs` from crds/inferenceservices.yaml; change that instead. -->
+
+`kubectl explain psvc.spec` tells the same. `[]` stands for each row of a list, `{{}}` for each key. A default that depends
+on something else, or that must not count as written, stands in the meaning alone. Fields that aren't here are refused.
+
+{names}
+
+## Spec
+
+{spec}
+
+## Status
+
+Written by the operator alone. [Conditions and reasons](conditions.md) tells what `conditions` may say.
+
+{status}
+
+## Columns
+
+{columns}
+"""
+
+CONDITIONS = """\
+# Conditions and reasons
+
+<!-- Made by `make docs` from tests/house/reasons.py, which a test compares with what operator/pagedserve_operator/errors.py
+and status/ can write. -->
+
+```sh
+kubectl get psvc                   # Ready and its reason, a line for each resource
+kubectl describe psvc my-model     # every condition with its message, and the events
+kubectl wait --for=condition=Ready psvc/my-model --timeout=15m
+```
+
+The message names the field, the pod or the object at fault, and what to change. A condition's `observedGeneration` is the
+generation that it is about: pods of an older spec that still answer keep `Ready` true. `lastTransitionTime` moves
+with the status alone.
+
+{sections}
 """
 
 
 def render_settings() -> str:
     """docs/settings.md."""
-    hints = typing.get_type_hints(EngineConfig)
-    rows = [
-        (
-            f"`{field.name.upper()}`",
-            "none" if field.default is None else f"`{_plain(field.default)}`",
-            _allowed(field, hints[field.name]),
-            field.metadata["help"],
-        )
-        for field in dataclasses.fields(EngineConfig)
-    ]
-    return SETTINGS.format(table=_table(("variable", "default", "allowed", "meaning"), rows))
+    return SETTINGS.format(engine=engine_settings(), operator=operator_settings())
 
 
 def render_metrics() -> str:
     """docs/metrics.md."""
-    registry = CollectorRegistry()
-    metrics = EngineMetrics(registry)
-    http_metrics = HttpMetrics(registry)
-    # Series whose values are known only at run time appear once reported.
-    metrics.report_engine(model="…", dtype="…", attention="…", version="…")
-    for status in (200, 400, 500):
-        http_metrics.count("(the server's)", status)
-    planned = Planned(requested=2, actual=2)
-    metrics.report_settings(num_blocks=planned, max_batch_tokens=planned, max_model_len=planned, block_size=32)
-    rows = [(f"`{_name(family)}`", family.type, _labels(family), family.documentation) for family in registry.collect()]
-    return METRICS.format(table=_table(("metric", "type", "labels", "meaning"), rows))
+    return METRICS.format(engine=engine_metrics(), operator=operator_metrics())
 
 
-def _allowed(field: dataclasses.Field[Any], hint: Any) -> str:
-    kinds = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else [hint]
-    )
-    words = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
-    allowed = [words[kind] for kind in kinds if kind in words]
-    low, high = field.metadata["low"], field.metadata["high"]
-    if low is not None:
-        allowed[0] += f" ≥ {low:g}" if high is None else f", {low:g} to {high:g}"
-    for kind in kinds:
-        if typing.get_origin(kind) is typing.Literal:
-            allowed += [f"`{choice}`" for choice in typing.get_args(kind)]
-    return ", ".join(allowed)
+def render_fields() -> str:
+    """docs/fields.md."""
+    return FIELDS.format(names=name_rules(), spec=spec_sections(), status=status_section(), columns=columns())
 
 
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def render_conditions() -> str:
+    """docs/conditions.md."""
+    return CONDITIONS.format(sections=conditions_sections())
 
 
-def _name(family: Metric) -> str:
-    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-    return family.name + suffix
-
-
-def _labels(family: Metric) -> str:
-    values: dict[str, list[str]] = {}
-    for sample in family.samples:
-        for label, value in sample.labels.items():
-            if label != "le" and value not in values.setdefault(label, []):
-                values[label].append(value)
-    if family.type == "info":
-        return ", ".join(f"`{label}`" for label in values)
-    return "; ".join(f"`{label}`: {', '.join(known)}" for label, known in values.items())
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    def lines() -> Iterator[str]:
-        head_cells = list(head)
-        yield "| " + " | ".join(head_cells) + " |"
-        yield "|---" * len(head_cells) + "|"
-        for row in rows:
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-
-    return "\n".join(lines())
-
-
-DOCUMENTS = {"settings.md": render_settings, "metrics.md": render_metrics}
+DOCUMENTS = {
+    "settings.md": render_settings,
+    "metrics.md": render_metrics,
+    "fields.md": render_fields,
+    "conditions.md": render_conditions,
+}
 
 if __name__ == "__main__":
     for name, render in DOCUMENTS.items():

@@ -11,7 +11,7 @@ from control_client import ApiError
 from control_cluster import Cluster
 from live_children import LiveServer, Pointer, edit, edits, leaves, read
 from pagedserve_operator.desired import Facts, child_keys, desired
-from pagedserve_operator.kinds import CHILDREN, KINDS, OPTIONAL
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KEDA_AUTOSCALER, KINDS, OPTIONAL
 from pagedserve_operator.parsing import parse
 from pagedserve_operator.plan import Apply, ChildKey, Plan, plan
 from pagedserve_operator.spec import InferenceService, Json
@@ -86,9 +86,11 @@ EVERYTHING: Json = {
     },
     "monitoring": {"serviceMonitor": True, "interval": "15s", "labels": {"release": "prometheus"}},
 }
+BY_KEDA: Json = {**EVERYTHING, "autoscaling": {**EVERYTHING["autoscaling"], "backend": "KEDA"}}
 SPECS: dict[str, Json] = {
     "nothing but a model": {"model": HUB},
     "everything": EVERYTHING,
+    "everything, scaled by KEDA": BY_KEDA,
     "on a CPU": {"model": HUB, "gpu": {"type": "cpu"}, "replicas": 2},
     "autoscaled by default": {"model": HUB, "autoscaling": {}},
     "a fixed count": {"model": HUB, "replicas": 3, "disruption": {"enabled": False}},
@@ -102,7 +104,7 @@ SPECS: dict[str, Json] = {
 
 @pytest.fixture(scope="module")
 def kinds(control_plane: Cluster) -> None:
-    """The custom kinds: the resource's own, which the garbage collector must know, and the Prometheus operator's."""
+    """The custom kinds: the resource's own, which the garbage collector must know, and those of others' operators."""
     client = control_plane.client()
     files = (ROOT / "crds/inferenceservices.yaml", ROOT / "tests/golden/operator/monitoring_crds.yaml")
     for document in (document for file in files for document in yaml.safe_load_all(file.read_text())):
@@ -141,7 +143,13 @@ def surge_of(owner: InferenceService) -> int | None:
 
 
 def manifests(owner: InferenceService) -> tuple[Json, ...]:
-    facts = Facts(surge=surge_of(owner), served_kinds=OPTIONAL, secrets_hash="0123")
+    facts = Facts(
+        surge=surge_of(owner),
+        served_kinds=OPTIONAL,
+        secrets_hash="0123",
+        prometheus_url="http://prometheus.monitoring.svc:9090",
+        metrics_reader="pagedserve-system",
+    )
     return desired(owner, tuning_of(owner), facts)
 
 
@@ -183,7 +191,7 @@ def test_every_spec_can_become_every_other(server: LiveServer):
 
 @pytest.mark.parametrize("kind", CHILDREN)
 def test_every_field_that_is_edited_by_hand_is_put_back(server: LiveServer, kind: str):
-    owner = created(server, EVERYTHING)
+    owner = created(server, BY_KEDA if kind == KEDA_AUTOSCALER else EVERYTHING)
     settle(server, owner)
     key = next(key for key in KEYS if key[0] == kind)
     manifest = next(child for child in manifests(owner) if child["kind"] == kind)
@@ -234,12 +242,25 @@ def test_an_apply_that_was_planned_on_absence_overwrites_nothing(server: LiveSer
     first = planned(server, owner)
     settle(server, owner)
     made = [apply for apply in first.applies if not apply.follows]
-    assert {apply.key for apply in made} == set(KEYS)
+    assert {apply.key for apply in made} == set(KEYS) - {(KEDA_AUTOSCALER, "chat")}
     for apply in made:
         server.client.patch(server.get(apply.key), {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}})
     answers = {apply.key[0]: answer_to(server, apply) for apply in made}
-    assert answers == dict.fromkeys(CHILDREN, 409)
+    assert answers == dict.fromkeys(set(CHILDREN) - {KEDA_AUTOSCALER}, 409)
     settle(server, owner)
+
+
+def test_no_two_autoscalers_ever_hold_the_same_deployment(server: LiveServer):
+    owner = created(server, EVERYTHING)
+    settle(server, owner)
+    for spec, old, new in ((BY_KEDA, AUTOSCALER, KEDA_AUTOSCALER), (EVERYTHING, KEDA_AUTOSCALER, AUTOSCALER)):
+        owner = changed(server, owner, spec)
+        first = planned(server, owner)
+        assert [delete.kind for delete in first.deletes] == [old]
+        assert new not in {apply.key[0] for apply in first.applies}
+        assert first.waiting == (f"{old} chat",)
+        settle(server, owner)
+        assert (server.find((old, "chat")), server.find((new, "chat")) is not None) == (None, True)
 
 
 def answer_to(server: LiveServer, apply: Apply) -> int:

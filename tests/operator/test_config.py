@@ -27,6 +27,15 @@ GIVEN: dict[str, tuple[dict[str, str], Any]] = {
     "identity": ({"IDENTITY": "me"}, "me"),
     "metrics_host": ({"METRICS_HOST": "127.0.0.1"}, "127.0.0.1"),
     "metrics_port": ({"METRICS_PORT": "0"}, 0),
+    "metrics_api": ({"METRICS_API": "false"}, "false"),
+    "metrics_api_host": ({"METRICS_API_HOST": "::"}, "::"),
+    "metrics_api_port": ({"METRICS_API_PORT": "8443"}, 8443),
+    "metrics_api_requests_per_second": ({"METRICS_API_REQUESTS_PER_SECOND": "2.5"}, 2.5),
+    "target_queue_wait_seconds": ({"TARGET_QUEUE_WAIT_SECONDS": "2"}, "2"),
+    "target_cache_use": ({"TARGET_CACHE_USE": "0.7"}, "0.7"),
+    "target_waiting_requests": ({"TARGET_WAITING_REQUESTS": "8"}, "8"),
+    "target_running_requests": ({"TARGET_RUNNING_REQUESTS": "32"}, "32"),
+    "prometheus_url": ({"PROMETHEUS_URL": "http://prometheus:9090"}, "http://prometheus:9090"),
     "watch_silence_seconds": ({"WATCH_SILENCE_SECONDS": "30.5"}, 30.5),
     "watch_stale_seconds": ({"WATCH_STALE_SECONDS": "90"}, 90.0),
     "log_format": ({"LOG_FORMAT": "json"}, "json"),
@@ -107,6 +116,19 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "a lease for ever": ({"LEASE_SECONDS": "inf"}, "LEASE_SECONDS must be above 0 and finite, not inf"),
     "a port beyond all ports": ({"METRICS_PORT": "65536"}, "METRICS_PORT must be 0 to 65535, not 65536"),
     "a port below all ports": ({"METRICS_PORT": "-1"}, "METRICS_PORT must be 0 to 65535, not -1"),
+    "another port beyond all ports": ({"METRICS_API_PORT": "70000"}, "METRICS_API_PORT must be 0 to 65535, not 70000"),
+    "a switch with a third word": ({"METRICS_API": "maybe"}, "METRICS_API must be auto, true or false, not 'maybe'"),
+    "one namespace and the API of all": (
+        {"METRICS_API": "true", "WATCH_NAMESPACE": "models"},
+        "METRICS_API=true needs an operator of all namespaces",
+    ),
+    "no request at all": (
+        {"METRICS_API_REQUESTS_PER_SECOND": "0"},
+        "METRICS_API_REQUESTS_PER_SECOND must be above 0",
+    ),
+    "a target of nothing": ({"TARGET_CACHE_USE": "0"}, "TARGET_CACHE_USE must be a quantity above 0"),
+    "a target that is no quantity": ({"TARGET_WAITING_REQUESTS": "few"}, "TARGET_WAITING_REQUESTS must be a quantity"),
+    "an address without a scheme": ({"PROMETHEUS_URL": "prometheus:9090"}, "PROMETHEUS_URL must begin with http://"),
 }
 
 
@@ -124,6 +146,22 @@ def test_deriving_changes_nothing_else_and_checks_again() -> None:
     assert derived.derive(workers=8) == config
     with pytest.raises(ConfigError, match="WORKERS"):
         config.derive(workers=0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "serves"),
+    [
+        ({}, True),
+        ({"METRICS_API": "auto"}, True),
+        ({"METRICS_API": "True"}, True),
+        ({"METRICS_API": "off"}, False),
+        ({"WATCH_NAMESPACE": "models"}, False),
+        ({"WATCH_NAMESPACE": "models", "METRICS_API": "auto"}, False),
+        ({"WATCH_NAMESPACE": "models", "METRICS_API": "false"}, False),
+    ],
+)
+def test_the_metrics_api_is_served_for_all_namespaces_or_not_at_all(environment: dict[str, str], serves: bool) -> None:
+    assert read_config(environment).serves_metrics_api is serves
 
 
 def test_the_compute_capability_is_two_numbers() -> None:

@@ -58,20 +58,28 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(calls: Path, tmp_path: P
     _put_go(tmp_path, failure="no space left")
     done = _run()
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == "go could not build the control plane:"
+    assert done.stderr.splitlines()[0] == "go could not build controlplane:"
     assert done.stderr.splitlines()[-1] == "no space left"
     assert [path.name for path in build.cache().iterdir()] == ["build.lock"]
 
 
-def test_a_changed_lock_is_another_control_plane(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("go.mod", "go.sum"):
-        (tmp_path / name).write_bytes((build.MODULE / name).read_bytes())
-    before = build.built()
-    monkeypatch.setattr(build, "MODULE", tmp_path)
-    assert build.built() == before
-    with (tmp_path / "go.sum").open("a") as lock:
+def test_a_changed_lock_is_another_control_plane(tmp_path: Path) -> None:
+    module = _copy_module(tmp_path / "controlplane")
+    assert build.built(module) == build.built()
+    with (module / "go.sum").open("a") as lock:
         lock.write("example.org/other v1.0.0 h1:AAAA=\n")
-    assert build.built() != before
+    assert build.built(module) != build.built()
+
+
+def test_other_modules_are_built_beside_the_control_plane(calls: Path, tmp_path: Path) -> None:
+    other = _copy_module(tmp_path / "other")
+    (other / "go.mod").write_text("module example.org/other\n\ngo 1.26.0\n")
+    both = _run(str(other), str(build.CONTROL_PLANE))
+    first, second = (Path(line) for line in both.stdout.splitlines() if line.startswith("/"))
+    assert (first, second) == (build.built(other), build.built())
+    assert first.parent.parent.name == "other"
+    ran = calls.read_text().splitlines()
+    assert ["gitVersion" in command for command in ran] == [False, True]
 
 
 def test_a_go_that_is_too_old_is_not_used(calls: Path, tmp_path: Path) -> None:
@@ -83,8 +91,15 @@ def test_a_go_that_is_too_old_is_not_used(calls: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other calls").exists()
 
 
-def _run() -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=60)
+def _run(*modules: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *modules], capture_output=True, text=True, timeout=60)
+
+
+def _copy_module(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("go.mod", "go.sum"):
+        (folder / name).write_bytes((build.CONTROL_PLANE / name).read_bytes())
+    return folder
 
 
 def _put_go(

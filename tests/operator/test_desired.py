@@ -18,6 +18,7 @@ from pagedserve_operator.desired import (
 )
 from pagedserve_operator.desired.environment import RESERVED
 from pagedserve_operator.desired.resources import memory_request_mib
+from pagedserve_operator.engine_metrics import ENGINE_METRICS
 from pagedserve_operator.errors import SpecError, UnsupportedModelURI
 from pagedserve_operator.fields import quantity
 from pagedserve_operator.kinds import OPTIONAL
@@ -302,7 +303,7 @@ def test_autoscaling_is_quick_up_and_slow_down_by_default():
 
 def test_engine_metrics_scale_by_the_names_that_the_engine_exports():
     documented = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
-    rows = [{"name": name} for name in ("waitingRequests", "queueWaitSeconds", "cacheUse")]
+    rows = [{"name": name} for name in ENGINE_METRICS]
     for metric in child("HorizontalPodAutoscaler", {"autoscaling": {"metrics": rows}})["spec"]["metrics"]:
         assert f"`{metric['pods']['metric']['name']}`" in documented
     with pytest.raises(SpecError, match=r"spec\.autoscaling\.metrics\[0\]\.name: 'gpu' is no metric"):
@@ -319,6 +320,18 @@ def test_every_child_has_its_labels_and_its_owner():
 def test_nobody_else_may_connect_unless_named():
     (rule,) = child("NetworkPolicy", {"networkPolicy": {"enabled": True}})["spec"]["ingress"]
     assert rule["from"] == [{"podSelector": {}}]
+
+
+def test_an_operator_that_reads_metrics_may_connect_to_guarded_engines():
+    facts = Facts(metrics_reader="pagedserve-system")
+    (rule,) = child("NetworkPolicy", {"networkPolicy": {"enabled": True}}, facts=facts)["spec"]["ingress"]
+    assert rule["from"] == [
+        {"podSelector": {}},
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "pagedserve-system"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "pagedserve-operator"}},
+        },
+    ]
 
 
 def test_pods_need_no_privilege():

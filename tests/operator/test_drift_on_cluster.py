@@ -19,10 +19,12 @@ from operator_world import MODEL, World, install_crd, look_at_everything, settle
 from operators import QUICK, OperatorThread
 from owned_leaves import Pointer, owned_leaves, values_of
 from pagedserve_operator.drift import Owned, owned_fields
-from pagedserve_operator.kinds import CHILDREN, KINDS
+from pagedserve_operator.kinds import CHILDREN, KEDA_AUTOSCALER, KINDS, OPTIONAL
 from pagedserve_operator.names import MANAGER, chat_template_name, claim_name
 
 MONITORING = Path(__file__).parents[1] / "golden/operator/monitoring_crds.yaml"
+MADE = tuple(kind for kind in CHILDREN if kind != KEDA_AUTOSCALER)
+"""Of a resource that no KEDA scales."""
 FLOCK = 20
 """Resources that are edited at once, each at another leaf."""
 
@@ -56,7 +58,7 @@ def operator(control_plane: Cluster) -> Iterator[OperatorThread]:
     client = control_plane.client()
     for document in yaml.safe_load_all(MONITORING.read_text()):
         client.apply(document)
-    for kind in ("PodMonitor", "ServiceMonitor", "PrometheusRule"):
+    for kind in sorted(OPTIONAL):
         client.wait(lambda kind=kind: client.list(KINDS[kind].api_version, kind) is not None, f"{kind} is served")
     with OperatorThread(control_plane.kubeconfig, QUICK) as thread:
         yield thread
@@ -88,13 +90,13 @@ def test_every_field_of_every_child_is_put_back(world: World) -> None:
     flock = [f"chat-{index:02d}" for index in range(FLOCK)]
     for owner in flock:
         world.create(owner, **FULL)
-    golden = {(kind, owner): _child(world, kind, owner) for owner in flock for kind in CHILDREN}
+    golden = {(kind, owner): _child(world, kind, owner) for owner in flock for kind in MADE}
     for owner in flock:
         # Its controller would roll out each edit and each repair, which is no concern of this test.
         world.client.patch(world.child("Deployment", owner), {"spec": {"paused": True}}, manager="somebody")
     todo = [
         (kind, at, number % 2 == 0)
-        for kind in CHILDREN
+        for kind in MADE
         for number, at in enumerate(owned_leaves(world.child(kind, golden[kind, flock[0]].name), MANAGER))
     ]
     edited: Counter[str] = Counter()
@@ -107,13 +109,13 @@ def test_every_field_of_every_child_is_put_back(world: World) -> None:
                 edited[kind] += 1
         for child, at in watched:
             _wait_as_it_was(world, child, at)
-    assert set(edited) == set(CHILDREN), edited
+    assert set(edited) == set(MADE), edited
     assert edited.total() > 150, edited
 
 
 def test_every_deleted_child_is_made_again(world: World) -> None:
     world.create("chat", **FULL)
-    before = {kind: world.wait_child(kind, _name_of(kind, "chat")) for kind in CHILDREN}
+    before = {kind: world.wait_child(kind, _name_of(kind, "chat")) for kind in MADE}
     for kind, child in before.items():
         world.client.delete(KINDS[kind].api_version, kind, child["metadata"]["name"], namespace=world.namespace)
     for kind, child in before.items():

@@ -7,7 +7,7 @@ import kopf
 import pytest
 
 from pagedserve_operator import handlers
-from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KINDS
+from pagedserve_operator.kinds import AUTOSCALER, CHILDREN, KEDA_AUTOSCALER, KINDS
 from pagedserve_operator.names import KIND, Key, child_labels
 
 CHAT = Key("models", "chat")
@@ -73,6 +73,17 @@ def test_whatever_happens_to_a_child_wakes_its_owner(kind: str) -> None:
     heard = Heard()
     heard.tell(kind, body(labels=child_labels("chat")), "DELETED")
     assert heard.woken == [{CHAT}]
+
+
+def test_what_keda_notes_all_the_time_wakes_nobody() -> None:
+    heard = Heard()
+    for moment in range(3):
+        status = {"lastActiveTime": str(moment), "conditions": [{"type": "Ready", "status": "True"}]}
+        heard.tell(KEDA_AUTOSCALER, {**body(labels=child_labels("chat")), "status": status})
+    assert heard.woken == [{CHAT}]
+    refused = {"conditions": [{"type": "Ready", "status": "False"}]}
+    heard.tell(KEDA_AUTOSCALER, {**body(labels=child_labels("chat")), "status": refused})
+    assert heard.woken == [{CHAT}] * 2
 
 
 def test_every_autoscaler_is_handed_on_with_whether_it_went() -> None:

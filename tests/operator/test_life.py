@@ -11,7 +11,7 @@ from control_cluster import Cluster
 from fake_nodes import FakeNodes
 from operator_world import World, condition_of, install_crd, refusal, settle
 from operators import QUICK, OperatorThread
-from pagedserve_operator.kinds import CHILDREN
+from pagedserve_operator.kinds import CHILDREN, OPTIONAL
 
 CLAIM = {"newClaim": {"size": "1Gi", "accessMode": "ReadWriteMany"}}
 TEMPLATED = {"uri": "hf://example/small-135M", "chatTemplate": "{{ messages }}"}
@@ -213,7 +213,7 @@ def _create_everything(world: World, name: str) -> None:
 
 def _kinds(world: World, name: str) -> set[str]:
     names = {"PersistentVolumeClaim": f"{name}-model-cache", "ConfigMap": f"{name}-chat-template"}
-    core = [kind for kind in CHILDREN if kind not in ("PodMonitor", "ServiceMonitor", "PrometheusRule")]
+    core = [kind for kind in CHILDREN if kind not in OPTIONAL]
     return {kind for kind in core if world.find(kind, names.get(kind, name)) is not None}
 
 

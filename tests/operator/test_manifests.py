@@ -14,6 +14,7 @@ from manifest_files import MANIFESTS, Manifests, built, bundle, container
 from pagedserve_operator.config import OperatorConfig, read_config
 from pagedserve_operator.kinds import KINDS
 from pagedserve_operator.metrics import Metrics
+from pagedserve_operator.metrics_api import authentication, publishing, registration
 from pagedserve_operator.names import LEASE_NAME
 from pagedserve_operator.workqueue import WorkQueue
 
@@ -62,13 +63,37 @@ def test_the_operator_runs_without_privileges() -> None:
 
 def test_the_probes_ask_the_port_that_is_served() -> None:
     operator = container(bundle())
-    (port,) = operator["ports"]
-    assert port["containerPort"] == OperatorConfig().metrics_port
+    ports = {row["name"]: row["containerPort"] for row in operator["ports"]}
+    assert ports["metrics"] == OperatorConfig().metrics_port
     asked = {probe: operator[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")}
     assert {probe: (get["path"], get["port"]) for probe, get in asked.items()} == {
-        "livenessProbe": ("/healthz", port["name"]),
-        "readinessProbe": ("/readyz", port["name"]),
+        "livenessProbe": ("/healthz", "metrics"),
+        "readinessProbe": ("/readyz", "metrics"),
     }
+
+
+def test_the_metrics_api_is_where_its_registration_says() -> None:
+    service = bundle()["Service", registration.SERVICE]
+    deployment = bundle()["Deployment", "pagedserve-operator"]
+    (port,) = service["spec"]["ports"]
+    assert port["port"] == registration.PORT
+    ports = {row["name"]: row["containerPort"] for row in container(bundle())["ports"]}
+    assert ports[port["targetPort"]] == OperatorConfig().metrics_api_port
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert service["metadata"]["namespace"] == deployment["metadata"]["namespace"]
+
+
+def test_the_operator_may_write_its_own_registration_and_its_own_secret_alone() -> None:
+    role = bundle()["ClusterRole", publishing.ROLE]["rules"]
+    written = {name for rule in role for name in rule.get("resourceNames", ()) if "patch" in rule["verbs"]}
+    assert written == {registration.NAME}
+    read = {name for rule in role for name in rule.get("resourceNames", ()) if "apiservices" in rule["resources"]}
+    assert read == {registration.NAME, *registration.OTHER_NAMES}
+    (secrets,) = bundle()["Role", "pagedserve-operator-metrics-api"]["rules"]
+    assert secrets["resourceNames"] == [publishing.SECRET]
+    binding = bundle()["RoleBinding", "pagedserve-operator-authentication-reader"]
+    assert binding["metadata"]["namespace"] == authentication.NAMESPACE
+    assert binding["roleRef"]["name"] == "extension-apiserver-authentication-reader"
 
 
 def test_rights_name_every_kind_and_no_wildcard() -> None:
@@ -103,6 +128,7 @@ def test_one_namespace_needs_nothing_of_the_cluster(control_plane: Cluster) -> N
     assert {document["metadata"].get("namespace") for document in manifests.values()} == {"models"}
     assert not {kind for kind, _ in manifests} & {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
     assert manifests["RoleBinding", "pagedserve-operator"]["roleRef"]["kind"] == "Role"
+    assert ("Service", registration.SERVICE) not in manifests
     assert environment(manifests)["WATCH_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
     assert environment(manifests)["READ_NODES"] == "false"
 

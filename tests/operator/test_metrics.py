@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pagedserve_operator.metrics import Metrics, Resources
+from pagedserve_operator.metrics import METRICS_API_STATES, Metrics, Resources
+from pagedserve_operator.metrics_api.api import State
 from pagedserve_operator.names import Key
 
 CHAT, CODE = Key("models", "chat"), Key("models", "code")
@@ -101,6 +102,26 @@ def test_a_process_that_no_longer_leads_tells_nothing_of_resources() -> None:
     assert ("pagedserve_operator_resources", "Ready", "True") in shown(metrics)
     leading[0] = False
     assert ("pagedserve_operator_resources", "Ready", "True") not in shown(metrics)
+
+
+def test_the_metrics_api_shows_its_state_and_counts_answers_and_reads() -> None:
+    state = ["starting"]
+    metrics, _ = showing(metrics_api=lambda: state[0], clock_ahead=lambda: 90.0)
+    metrics.metrics_api_answered(403)
+    metrics.engine_read("failed")
+    values = shown(metrics)
+    assert values["pagedserve_operator_metrics_api_requests_total", "403"] == 1
+    assert values["pagedserve_operator_engine_reads_total", "failed"] == 1
+    assert values["pagedserve_operator_clock_ahead_seconds",] == 90
+    for name in METRICS_API_STATES:
+        state[0] = name
+        values = shown(metrics)
+        shown_states = {other for other in METRICS_API_STATES if values["pagedserve_operator_metrics_api", other]}
+        assert shown_states == {name}
+
+
+def test_the_states_are_those_of_the_metrics_api() -> None:
+    assert set(METRICS_API_STATES) == set(get_args(State))
 
 
 def test_two_operators_in_one_process_count_apart() -> None:

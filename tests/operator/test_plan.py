@@ -7,7 +7,7 @@ import pytest
 from children import FakeServer, cpu_tuning, gpu_tuning, service
 from pagedserve_operator.desired import Facts, child_keys, desired
 from pagedserve_operator.errors import NameTaken
-from pagedserve_operator.kinds import CHILDREN, OPTIONAL
+from pagedserve_operator.kinds import CHILDREN, KEDA_AUTOSCALER, OPTIONAL
 from pagedserve_operator.names import MANAGER, REPLICAS_MANAGER
 from pagedserve_operator.plan import Plan, plan
 from pagedserve_operator.spec import Json
@@ -22,6 +22,9 @@ EVERYTHING = {
     "networkPolicy": {"enabled": True},
     "monitoring": {"serviceMonitor": True},
 }
+BY_KEDA = {**EVERYTHING, "autoscaling": {"backend": "KEDA"}}
+MADE = tuple(kind for kind in CHILDREN if kind != KEDA_AUTOSCALER)
+"""Of EVERYTHING."""
 
 
 def planned(server: FakeServer, spec: Json | None = None, **metadata: str) -> Plan:
@@ -56,7 +59,7 @@ def replicas_applied(plans: list[Plan]) -> list[int]:
 
 def test_every_kind_of_child_is_made_and_then_left_alone():
     server = settled(EVERYTHING)
-    assert {kind for kind, _ in server.objects} == set(CHILDREN)
+    assert {kind for kind, _ in server.objects} == set(MADE)
     assert planned(server, EVERYTHING).empty
     assert planned(server, EVERYTHING).summary == "nothing to do"
 
@@ -80,7 +83,7 @@ def test_files_are_there_before_the_pods_and_the_count_before_the_autoscaler():
     ]
 
 
-@pytest.mark.parametrize("kind", CHILDREN)
+@pytest.mark.parametrize("kind", MADE)
 def test_a_child_that_was_deleted_comes_back(kind: str):
     server = settled(EVERYTHING)
     key = next(key for key in KEYS if key[0] == kind)
@@ -88,6 +91,30 @@ def test_a_child_that_was_deleted_comes_back(kind: str):
     assert planned(server, EVERYTHING).applies[0].key == key
     settle(server, EVERYTHING)
     assert key in server.objects
+
+
+@pytest.mark.parametrize(("before", "after"), [(EVERYTHING, BY_KEDA), (BY_KEDA, EVERYTHING)], ids=["to KEDA", "back"])
+def test_one_autoscaler_is_gone_before_the_other_is_made_and_the_count_stays(before: Json, after: Json):
+    server = settled(before)
+    server.objects[DEPLOYMENT]["spec"]["replicas"] = 6
+    scalers = {AUTOSCALER, (KEDA_AUTOSCALER, "chat")}
+    seen = []
+    while not (following := planned(server, after)).empty or following.waiting:
+        assert DEPLOYMENT not in {apply.key for apply in following.applies}
+        server.execute(following)
+        seen.append(len(scalers & set(server.objects)))
+        assert len(seen) < 5, "no end"
+    assert seen == [0, 1]
+    assert server.objects[DEPLOYMENT]["spec"]["replicas"] == 6
+
+
+def test_an_autoscaler_waits_for_what_keda_has_to_let_go_of():
+    server = settled(BY_KEDA)
+    leaving = server.objects[KEDA_AUTOSCALER, "chat"]["metadata"]
+    leaving["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    held = planned(server, EVERYTHING)
+    assert held.empty
+    assert held.waiting == (f"{KEDA_AUTOSCALER} chat",)
 
 
 def test_only_replicas_follow_an_apply_of_the_same_plan():

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from control_audit import AuditEntry
+from control_certificates import Authority
 from control_cluster import Cluster
 from fake_nodes import FakeNodes
 from manifest_files import Manifests, built
+from metrics_world import client_context
 from monitoring_kinds import install_monitoring
-from operator_world import JSON, MODEL, World, install_crd
+from operator_world import JSON, MODEL, World, install_crd, running
 from operators import QUICK, OperatorThread
-from pagedserve_operator.kinds import CHILDREN
+from pagedserve_operator.kinds import CHILDREN, KEDA_AUTOSCALER, KINDS
+from pagedserve_operator.metrics_api import MetricsApi
+from pagedserve_operator.metrics_api.publishing import SECRET
+from pagedserve_operator.metrics_api.registration import NAME
 from pagedserve_operator.names import chat_template_name, claim_name
 
 ACCOUNT = "pagedserve-operator"
+BUILT_IN = "extension-apiserver-authentication-reader"
+"""A Role of Kubernetes' own, to read one ConfigMap in kube-system."""
 CHILD_NAMES = {"PersistentVolumeClaim": claim_name("chat"), "ConfigMap": chat_template_name("chat")}
 
 Right = tuple[str, str, str]
@@ -86,10 +96,20 @@ def test_the_operator_may_do_exactly_what_it_does(control_plane: Cluster, fake_n
         operator_namespace=mode.namespace,
         watch_namespace=mode.namespace if mode.alone else "",
         read_nodes=not mode.alone,
+        metrics_api="auto",
+        metrics_api_host="127.0.0.1",
+        metrics_api_port=0,
     )
     mark = control_plane.audit.mark()
-    with OperatorThread(control_plane.kubeconfig_for(user), config):
-        live_through_everything(World(control_plane.client(), mode.namespace))
+    world, kubeconfig = World(control_plane.client(), mode.namespace), control_plane.kubeconfig_for(user)
+    with OperatorThread(kubeconfig, config) as thread:
+        live_through_everything(world)
+        if not mode.alone:
+            serve_metrics(world, running(thread).metrics_api, control_plane.front_proxy)
+    if not mode.alone:
+        # Turned off, it takes its registration back.
+        with OperatorThread(kubeconfig, config.derive(metrics_api="false")):
+            world.client.wait_gone(KINDS["APIService"].api_version, "APIService", NAME)
     # Watches stand in the log only when they have ended.
     asked = [entry for entry in control_plane.audit.since(mark) if entry.user == user]
     # Nothing can be made in a namespace that is going, such as another test's: that is refused to everybody.
@@ -100,12 +120,36 @@ def test_the_operator_may_do_exactly_what_it_does(control_plane: Cluster, fake_n
     assert granted - needed == set()
 
 
-def test_secrets_are_read_by_name_and_never_written(control_plane: Cluster) -> None:
+def test_secrets_are_read_by_name_and_none_but_the_operators_own_is_written(control_plane: Cluster) -> None:
     for mode in MODES:
-        verbs = {
-            verb for group, resource, verb in rights_of(built(control_plane, mode.overlay)) if resource == "secrets"
-        }
-        assert verbs == {"get"}
+        roles = [row for row in built(control_plane, mode.overlay).values() if "rules" in row]
+        rules = [rule for role in roles for rule in role["rules"] if "secrets" in rule["resources"]]
+        written = [rule["resourceNames"] for rule in rules if set(rule["verbs"]) - {"get"}]
+        assert written == ([] if mode.alone else [[SECRET]])
+
+
+def serve_metrics(world: World, api: MetricsApi, front_proxy: Authority) -> None:
+    """The certificate and the registration are made, and whoever asks for a metric is reviewed."""
+    world.client.wait(lambda: api.port and api.identity, "the metrics API is served")
+    service = world.client.wait(
+        lambda: world.client.find(KINDS["APIService"].api_version, "APIService", NAME), "the metrics API is registered"
+    )
+    context = client_context(base64.b64decode(service["spec"]["caBundle"]), front_proxy.client())
+    # Asked at its address, as no Service leads here.
+    context.check_hostname = False
+    place = f"/apis/custom.metrics.k8s.io/v1beta2/namespaces/{world.namespace}/pods/*/pagedserve_requests_waiting"
+
+    def asked() -> bool:
+        url = f"https://127.0.0.1:{api.port}{place}"
+        asking = urllib.request.Request(url, headers={"X-Remote-User": "nobody-in-particular"})
+        try:
+            urllib.request.urlopen(asking, context=context, timeout=30).close()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code == 403
+        return False
+
+    world.client.wait(asked, "a caller without rights is refused")
 
 
 def live_through_everything(world: World) -> None:
@@ -115,9 +159,11 @@ def live_through_everything(world: World) -> None:
     colours = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "colours", "namespace": world.namespace}}
     world.client.apply({**colours, "data": {"colour": "red"}})
     world.create("chat", **ALL)
-    for kind in CHILDREN:
+    for kind in set(CHILDREN) - {KEDA_AUTOSCALER}:
         world.wait_child(kind, CHILD_NAMES.get(kind, "chat"))
     world.wait("chat", "TuningResolved")
+    world.edit("chat", autoscaling={"backend": "KEDA"})
+    world.wait_child(KEDA_AUTOSCALER, "chat")
     service = world.child("Service", "chat")
     # Its number is a port's key: the Service is made anew.
     world.client.patch(service, [{"op": "replace", "path": "/spec/ports/0/port", "value": 81}], type="json")
@@ -145,6 +191,8 @@ def rights_of(manifests: Manifests) -> Iterable[Right]:
         if kind not in ("ClusterRoleBinding", "RoleBinding"):
             continue
         assert [subject["name"] for subject in binding["subjects"]] == [ACCOUNT]
+        if binding["roleRef"]["name"] == BUILT_IN:
+            continue
         role = manifests[binding["roleRef"]["kind"], binding["roleRef"]["name"]]
         for rule in role["rules"]:
             for group in rule["apiGroups"]:

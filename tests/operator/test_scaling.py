@@ -5,18 +5,34 @@ import pytest
 from engine_world import autoscaler, condition, resource
 from pagedserve_operator.parsing import parse
 from pagedserve_operator.status.conditions import Condition
-from pagedserve_operator.status.scaling import scaling_active
+from pagedserve_operator.status.scaling import Means, scaling_active
 
 ABLE = condition("AbleToScale", "True", reason="SucceededGetScale")
 
 
-def judge(hpa: dict[str, Any] | None = None, *, foreign: tuple[str, ...] = (), ready: int = 1, **spec: Any) -> Any:
-    return scaling_active(parse(resource(**spec)).spec, hpa=hpa, foreign=foreign, ready=ready)
+KEDA = {"backend": "KEDA"}
+ON_QUEUE = {"metrics": [{"name": "queueWaitSeconds"}]}
+
+
+def judge(
+    hpa: dict[str, Any] | None = None,
+    *,
+    foreign: tuple[str, ...] = (),
+    ready: int = 1,
+    scaled_object: dict[str, Any] | None = None,
+    means: Means = Means(),  # noqa: B008 - frozen
+    **spec: Any,
+) -> Any:
+    return scaling_active(
+        parse(resource(**spec)).spec, hpa=hpa, foreign=foreign, ready=ready, scaled_object=scaled_object, means=means
+    )
 
 
 def active(status: str, reason: str, message: str = "") -> dict[str, Any]:
     return autoscaler(ABLE, condition("ScalingActive", status, reason=reason, message=message))
 
+
+EVERYTHING = Means(keda=True, prometheus=True)
 
 TABLE = {
     "metrics are found": (active("True", "ValidMetricFound", "successfully calculated"), ("True", "Active")),
@@ -48,6 +64,67 @@ def test_autoscaling_is_judged_when(world: str) -> None:
     found: Condition = judge(hpa, autoscaling={})
     assert (found.status, found.reason) == expected
     assert found.message
+
+
+MISSING = {
+    "FailedGetContainerResourceMetric": "metrics-server",
+    "FailedGetResourceMetric": "metrics-server",
+    "FailedGetPodsMetric": "port 8080",
+    "FailedGetExternalMetric": "PROMETHEUS_URL",
+}
+
+
+@pytest.mark.parametrize("reason", MISSING)
+def test_the_part_that_is_missing_is_told(reason: str) -> None:
+    found = judge(active("False", reason, "the HPA was unable to compute"), autoscaling={}, means=EVERYTHING)
+    assert (found.status, found.reason) == ("False", "MetricsUnavailable")
+    assert MISSING[reason] in found.message
+    assert "the HPA was unable to compute" in found.message
+
+
+def test_what_is_known_against_the_metrics_api_is_told_where_it_matters() -> None:
+    means = Means(metrics_trouble="it is served by Service monitoring/prometheus-adapter: give it the rules")
+    assert means.metrics_trouble in judge(active("False", "FailedGetPodsMetric"), autoscaling={}, means=means).message
+    other = judge(active("False", "FailedGetResourceMetric"), autoscaling={}, means=means)
+    assert means.metrics_trouble not in other.message
+    assert judge(active("True", "ValidMetricFound"), autoscaling={}, means=means).reason == "Active"
+
+
+NOT_READY = {"status": {"conditions": [condition("Ready", "False", reason="Failed", message="no such Deployment")]}}
+READY = {"status": {"conditions": [condition("Ready", "True", reason="ScaledObjectReady")]}}
+BY_KEDA = {
+    "KEDA isn't installed": ({}, Means(), None, ("False", "KEDAMissing"), "install KEDA"),
+    "nobody has said where Prometheus is": (
+        ON_QUEUE,
+        Means(keda=True),
+        None,
+        ("False", "PrometheusUnknown"),
+        "PROMETHEUS_URL",
+    ),
+    "cpu and memory need no Prometheus": ({}, Means(keda=True), None, ("Unknown", "WaitingForMetrics"), ""),
+    "KEDA has not looked yet": (ON_QUEUE, EVERYTHING, {}, ("Unknown", "WaitingForMetrics"), ""),
+    "KEDA refuses": (ON_QUEUE, EVERYTHING, NOT_READY, ("False", "ScalingFailed"), "no such Deployment"),
+}
+
+
+@pytest.mark.parametrize("world", BY_KEDA)
+def test_scaling_by_keda_is_judged_when(world: str) -> None:
+    more, means, scaled_object, expected, told = BY_KEDA[world]
+    found = judge(autoscaling={**KEDA, **more}, means=means, scaled_object=scaled_object)
+    assert (found.status, found.reason) == expected
+    assert told in found.message
+
+
+def test_kedas_own_autoscaler_tells_whether_it_works() -> None:
+    spec = {"autoscaling": {**KEDA, **ON_QUEUE}, "means": EVERYTHING, "scaled_object": READY}
+    assert judge(active("True", "ValidMetricFound"), **spec).status == "True"
+    broken = judge(active("False", "FailedGetExternalMetric", "no answer"), **spec)
+    assert (broken.reason, "Prometheus" in broken.message) == ("MetricsUnavailable", True)
+
+
+def test_what_keda_has_not_let_go_of_holds_ours_up() -> None:
+    found = judge(None, autoscaling={}, scaled_object=READY, means=EVERYTHING)
+    assert (found.status, found.reason) == ("Unknown", "WaitingForKEDA")
 
 
 def test_missing_metrics_are_no_trouble_before_a_pod_is_ready() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from control_access import Access
 from control_audit import AuditLog
+from control_certificates import Authority
 from control_client import Client
 from control_processes import Program
 
@@ -51,6 +52,11 @@ class Cluster:
     @property
     def ca(self) -> Path:
         self._refuse("file of its certificate authority")
+
+    @property
+    def front_proxy(self) -> Authority:
+        """Who signs the certificate by which the API server is known to the servers behind it."""
+        self._refuse("key of its front proxy's authority")
 
     @property
     def audit(self) -> AuditLog:

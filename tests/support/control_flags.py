@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from control_certificates import FRONT_PROXY
+
 _CONTROLLERS = (
     "clusterrole-aggregation-controller",
     "deployment-controller",
@@ -44,6 +46,18 @@ class Files:
     @property
     def signing_key(self) -> Path:
         return self.folder / "service-accounts.key"
+
+    @property
+    def front_proxy_authority(self) -> Path:
+        return self.folder / "front-proxy-ca.crt"
+
+    @property
+    def front_proxy_certificate(self) -> Path:
+        return self.folder / "front-proxy-client.crt"
+
+    @property
+    def front_proxy_key(self) -> Path:
+        return self.folder / "front-proxy-client.key"
 
     @property
     def webhook(self) -> Path:
@@ -95,6 +109,7 @@ def apiserver(files: Files, *, port: int, etcd_port: int) -> list[str]:
         f"--audit-policy-file={files.audit_policy}",
         f"--audit-log-path={files.audit_log}",
         "--audit-log-maxsize=0",
+        *_aggregation(files),
         "--enable-priority-and-fairness=false",
         "--max-requests-inflight=4000",
         "--max-mutating-requests-inflight=2000",
@@ -102,15 +117,15 @@ def apiserver(files: Files, *, port: int, etcd_port: int) -> list[str]:
     ]
 
 
-def controller_manager(files: Files, *, port: int, kubeconfig: Path) -> list[str]:
-    """Flags of the controllers that a served model meets, with many workers and a quick autoscaler."""
+def controller_manager(files: Files, *, port: int, kubeconfig: Path, autoscaler_seconds: float = 2.0) -> list[str]:
+    """Flags of the controllers that a served model meets, with many workers and, by default, a quick autoscaler."""
     return [
         *_client(files, port=port, kubeconfig=kubeconfig),
         f"--controllers={','.join(_CONTROLLERS)}",
         *(f"--concurrent-{kind}-syncs=20" for kind in _WORKERS),
         f"--service-account-private-key-file={files.signing_key}",
         f"--root-ca-file={files.authority}",
-        "--horizontal-pod-autoscaler-sync-period=2s",
+        f"--horizontal-pod-autoscaler-sync-period={autoscaler_seconds:g}s",
         # A fake node renews no lease in a hurry, and one that a test holds is not dead.
         "--node-monitor-grace-period=1h",
     ]
@@ -119,6 +134,20 @@ def controller_manager(files: Files, *, port: int, kubeconfig: Path) -> list[str
 def scheduler(files: Files, *, port: int, kubeconfig: Path) -> list[str]:
     """Flags of the scheduler."""
     return _client(files, port=port, kubeconfig=kubeconfig)
+
+
+def _aggregation(files: Files) -> list[str]:
+    """The aggregation layer as kubeadm sets it up; the servers behind it are asked at their pods, as no proxy runs."""
+    return [
+        f"--requestheader-client-ca-file={files.front_proxy_authority}",
+        f"--requestheader-allowed-names={FRONT_PROXY}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={files.front_proxy_certificate}",
+        f"--proxy-client-key-file={files.front_proxy_key}",
+        "--enable-aggregator-routing=true",
+    ]
 
 
 def _client(files: Files, *, port: int, kubeconfig: Path) -> list[str]:

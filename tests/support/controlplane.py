@@ -22,6 +22,7 @@ from e2e.controlplane.build import built, is_complete
 
 import control_flags as flags
 from control_audit import AuditLog, policy
+from control_certificates import Authority
 from control_client import ApiError
 from control_cluster import Cluster, write_kubeconfig
 from control_identities import Identities, signing_key
@@ -48,16 +49,21 @@ def find_control_plane(environment: Mapping[str, str] = os.environ) -> Cluster:
 
 
 class ControlPlane(Cluster):
-    """A control plane of the programs in ``programs``, running while entered; its folder goes when it is left."""
+    """A control plane of the programs in ``programs``, running while entered; its folder goes when it is left.
+
+    Autoscalers look every ``autoscaler_seconds``; Kubernetes' own default is 15.
+    """
 
     started_here = True
 
-    def __init__(self, programs: Path | None = None) -> None:
+    def __init__(self, programs: Path | None = None, *, autoscaler_seconds: float = 2.0) -> None:
         self.program_folder = programs or built()
         self.folder = Path(tempfile.gettempdir()) / f"pagedserve-control-plane-{uuid.uuid4().hex[:12]}"
         super().__init__(self.folder / "admin.kubeconfig", kubectl=self.program_folder / "kubectl")
         self._files = flags.Files(self.folder)
         self._identities = Identities()
+        self._autoscaler_seconds = autoscaler_seconds
+        self._front_proxy = Authority.new()
         self._url = ""
         self._running: dict[str, Program] = {}
         self._audit = AuditLog(self._files.audit_log, self.client)
@@ -86,6 +92,10 @@ class ControlPlane(Cluster):
     @property
     def ca(self) -> Path:
         return self._files.authority
+
+    @property
+    def front_proxy(self) -> Authority:
+        return self._front_proxy
 
     @property
     def audit(self) -> AuditLog:
@@ -129,6 +139,8 @@ class ControlPlane(Cluster):
         self._files.audit_policy.write_text(policy())
         self._files.signing_key.touch(mode=0o600)
         self._files.signing_key.write_text(signing_key())
+        self._files.front_proxy_authority.write_bytes(self._front_proxy.pem)
+        self._front_proxy.client().write(self._files.front_proxy_certificate, self._files.front_proxy_key)
         write_kubeconfig(self._files.webhook, url=self._identities.url, ca=None, user="apiserver", token="unused")
 
     def _start_server(self) -> None:
@@ -152,7 +164,8 @@ class ControlPlane(Cluster):
         server.await_ready(self._answers)
 
     def _start_controllers(self) -> None:
-        chosen = {"kube-controller-manager": flags.controller_manager, "kube-scheduler": flags.scheduler}
+        controllers = partial(flags.controller_manager, autoscaler_seconds=self._autoscaler_seconds)
+        chosen = {"kube-controller-manager": controllers, "kube-scheduler": flags.scheduler}
         ports = {name: free_port() for name in chosen}
         for name, flags_of in chosen.items():
             kubeconfig = self.kubeconfig_for(f"system:{name}", ["system:masters"])

@@ -87,6 +87,7 @@ RULES: dict[str, tuple[list[JSON], list[JSON]]] = {
             metric(name="queueWaitSeconds", averageValue="500m"),
             metric(name="cacheUse", averageValue="0.9"),
             metric(name="waitingRequests", averageValue=3),
+            metric(name="runningRequests", averageValue="8"),
         ],
         [metric(name="memory", averageValue="1"), metric(name="cacheUse", averageUtilization=80)],
     ),

@@ -9,7 +9,7 @@ from pagedserve_operator.gpus.resolve import ResolvedGpu
 from pagedserve_operator.parsing import parse
 from pagedserve_operator.sizing import Breakdown, Sizing
 from pagedserve_operator.spec import InferenceService
-from pagedserve_operator.status import Observation, Outcome, compute
+from pagedserve_operator.status import Means, Observation, Outcome, compute
 from pagedserve_operator.tuning import Tuning
 
 Json = dict[str, Any]
@@ -216,6 +216,8 @@ def look(
             hpa=more.get("hpa"),
             foreign_hpas=tuple(more.get("foreign", ())),
             service=more.get("child_service", {"metadata": {"name": "llama"}}),
+            scaled_object=more.get("scaled_object"),
+            means=more.get("means", Means()),
         ),
         now=more.get("now", NOW),
     )

@@ -1,4 +1,4 @@
-"""The Prometheus operator's kinds, as far as server-side apply and children of ours care."""
+"""The Prometheus operator's kinds and KEDA's, as far as server-side apply and children of ours care."""
 
 from __future__ import annotations
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import shutil
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +16,7 @@ from pathlib import Path
 from control_client import ApiError, Client
 from node_container import Container, Launch, now
 from node_spec import JSON, Images, Lookup, NotYet, command_of, environment_of, relocate
+from node_volumes import Volumes, seeing_account
 
 TICK_SECONDS = 0.05
 _REFRESH_SECONDS = 1.0
@@ -37,10 +41,12 @@ class Pod:
         self.document = pod
         self.address = address
         self.uid: str = pod["metadata"]["uid"]
-        self._namespace: str = pod["metadata"]["namespace"]
         self.folder = node.folder / "pods" / self.uid
         self._node = node
         self._look_up = look_up
+        self._volumes = Volumes(
+            client=node.client, pod=pod, folder=self.folder / "volumes", claims=node.folder / "claims", look_up=look_up
+        )
         self._start_time = now()
         self._written: JSON = {}
         self._since: dict[str, tuple[str, str]] = {}
@@ -61,6 +67,14 @@ class Pod:
         self._over.set()
         self.thread.join()
 
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what its containers wrote into ``folder``, one file each."""
+        metadata = self.document["metadata"]
+        for container in (*self.starting, *self.containers):
+            if container.log.exists():
+                name = f"{metadata['namespace']}_{metadata['name']}_{self.uid[:8]}_{container.spec['name']}.log"
+                shutil.copyfile(container.log, folder / name)
+
     def _run(self) -> None:
         try:
             while not self._over.wait(TICK_SECONDS):
@@ -79,12 +93,12 @@ class Pod:
             container.tick(moment)
         if moment >= self._refresh_at:
             self._refresh_at = moment + _REFRESH_SECONDS
-            self._refresh()
+            self._volumes.refresh()
         try:
             self._report()
             if self._leaving and not any(container.running for container in every):
                 self._remove()
-        except (ApiError, OSError) as error:
+        except (ApiError, OSError, http.client.HTTPException) as error:
             if isinstance(error, ApiError) and error.code == 404:
                 self._over.set()
 
@@ -102,16 +116,21 @@ class Pod:
             spec=spec,
             address=self.address,
             folder=self.folder / spec["name"],
-            prepare=partial(self._prepare, spec),
+            prepare=partial(self._prepare_or_wait, spec),
             restarts_on=restarts_on[policy],
             grace=self.document["spec"].get("terminationGracePeriodSeconds", 30),
             backoff=self._node.backoff / self._node.hurry,
             hurry=self._node.hurry,
         )
 
+    def _prepare_or_wait(self, spec: JSON) -> Launch:
+        try:
+            return self._prepare(spec)
+        except (ApiError, OSError, http.client.HTTPException) as error:
+            raise NotYet("ContainerCreating", str(error)) from error
+
     def _prepare(self, spec: JSON) -> Launch:
-        places = {volume["name"]: self._place(volume) for volume in self.document["spec"].get("volumes", ())}
-        mounts = {each["mountPath"]: _inside(places, each) for each in spec.get("volumeMounts", ())}
+        mounts = self._volumes.mounts(spec)
         here = {**self.document, "status": {"podIP": self.address, "hostIP": self._node.host_address}}
         environment = environment_of(spec, here, self._look_up)
         local = {name: relocate(value, mounts) for name, value in environment.items()}
@@ -121,43 +140,17 @@ class Pod:
         command = [*parts[:own_parts], *(relocate(part, mounts) for part in parts[own_parts:])]
         own = {
             "HOST": self.address,
+            "METRICS_HOST": self.address,
+            "METRICS_API_HOST": self.address,
             "TERMINATION_MESSAGE_PATH": str(self.folder / spec["name"] / "termination-log"),
         }
-        return Launch(
-            command=command,
-            environment={"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder), **local, **own},
-        )
+        given = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder), **self._api_server()}
+        return Launch(command=seeing_account(command, mounts), environment={**given, **local, **own})
 
-    def _place(self, volume: JSON) -> Path:
-        """The folder of a volume; a claim's is the node's, so that it outlives the pod."""
-        place: Path = self.folder / "volumes" / str(volume["name"])
-        if "persistentVolumeClaim" in volume:
-            claim: str = volume["persistentVolumeClaim"]["claimName"]
-            place = self._node.folder / "claims" / self._namespace / claim
-        place.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files(volume).items():
-            _write(place / name, content)
-        return place
-
-    def _files(self, volume: JSON) -> Mapping[str, bytes]:
-        source, kind, key = volume.get("secret"), "Secret", "secretName"
-        if source is None:
-            source, kind, key = volume.get("configMap"), "ConfigMap", "name"
-        if source is None:
-            return {}
-        data = self._look_up(kind, source[key])
-        if data is None and not source.get("optional"):
-            raise NotYet("ContainerCreating", f'{kind.lower()} "{source[key]}" not found')
-        names = {item["key"]: item["path"] for item in source.get("items", ())} or {name: name for name in data or {}}
-        return {path: data[name] for name, path in names.items() if data and name in data}
-
-    def _refresh(self) -> None:
-        """Secrets and ConfigMaps that are mounted follow their objects, as they do on a kubelet."""
-        for volume in self.document["spec"].get("volumes", ()):
-            try:
-                self._place(volume)
-            except (NotYet, ApiError, OSError):
-                continue
+    def _api_server(self) -> Mapping[str, str]:
+        """Where programs in pods find it; a kubelet tells every container."""
+        place = urllib.parse.urlsplit(self._node.client.access.url)
+        return {"KUBERNETES_SERVICE_HOST": str(place.hostname), "KUBERNETES_SERVICE_PORT": str(place.port)}
 
     def _report(self) -> None:
         status = self._status()
@@ -213,18 +206,3 @@ def _succeeded(container: Container) -> bool:
 def _finished(container: Container) -> JSON:
     """The status of an init container, which is ready once it has succeeded."""
     return {**container.status(), "ready": _succeeded(container)}
-
-
-def _inside(places: Mapping[str, Path], mount: JSON) -> str:
-    place = places[mount["name"]]
-    return str(place / mount["subPath"]) if "subPath" in mount else str(place)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one go, and only where it differs: its reader may look at its time."""
-    if path.exists() and path.read_bytes() == content:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(content)
-    draft.replace(path)

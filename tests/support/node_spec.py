@@ -103,7 +103,7 @@ def _value(variable: JSON, pod: JSON, look_up: Lookup) -> str | None:
     if source is None:
         return str(variable.get("value", ""))
     if "fieldRef" in source:
-        return _field(source["fieldRef"]["fieldPath"], pod)
+        return field_of(source["fieldRef"]["fieldPath"], pod)
     kind, key = ("Secret", "secretKeyRef") if "secretKeyRef" in source else ("ConfigMap", "configMapKeyRef")
     reference = source[key]
     data = _data(kind, reference, look_up)
@@ -121,7 +121,8 @@ def _data(kind: str, reference: JSON, look_up: Lookup) -> Mapping[str, bytes]:
     return data or {}
 
 
-def _field(path: str, pod: JSON) -> str:
+def field_of(path: str, pod: JSON) -> str:
+    """The field of a pod that ``path`` names, as the downward API gives it."""
     keyed = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path)
     if keyed:
         return str(pod["metadata"].get(keyed[1], {}).get(keyed[2], ""))

@@ -1,18 +1,18 @@
 """A node whose pods are real processes on this machine, so that a rollout, a crash loop and a drain are real.
 
 It does what a kubelet does with the fields that we use, and no more. Each container is a local process without any
-isolation: its image is what ``images`` names, or its own ``command``; ``HOST`` is the pod's address, so that many pods
-share a port; ``TERMINATION_MESSAGE_PATH`` and, where they occur in values of the environment and in the command, mount
-paths are rewritten to folders of this machine. Pod addresses are added to the loopback interface, which needs root.
+isolation: its image is what ``images`` names, or its own ``command``; ``HOST``, ``METRICS_HOST`` and
+``METRICS_API_HOST`` are the pod's address, so that many pods share a port; ``TERMINATION_MESSAGE_PATH`` and, where they
+occur in values of the environment and in the command, mount paths are rewritten to folders of this machine. A service
+account is what it is in a cluster: a token of the API server's, at the path where clients look. Pod addresses are added
+to the loopback interface.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -23,19 +23,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from control_client import ApiError, Client
+from loopback import add_address, remove_address, why_not
 from node_container import now
 from node_pod import Pod, Surroundings
 from node_spec import JSON, Images
 
+__all__ = ["NodeStandIn", "why_not"]
+
 POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 5.0
-
-
-def why_not() -> str:
-    """One line on why no node can stand in here; empty where one can."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        return "the node stand-in needs root and `ip`, to give pods addresses of their own"
-    return ""
 
 
 class NodeStandIn:
@@ -43,7 +39,8 @@ class NodeStandIn:
 
     ``images`` maps an image to the command that stands for its entrypoint, None to an image that can't be pulled.
     Probes and the back-off of crash loops (``backoff`` seconds at first) run ``hurry`` times as fast as they say.
-    Nodes that run at the same time need ``subnet``s of their own: pods are 10.``subnet``.x.y.
+    Nodes that run at the same time need ``subnet``s of their own: pods are 10.``subnet``.x.y. Logs of pods that have
+    gone are kept in the folder ``logs``, where one is given.
     """
 
     def __init__(
@@ -59,6 +56,7 @@ class NodeStandIn:
         backoff: float = 0.5,
         hurry: float = 1.0,
         subnet: int = 77,
+        logs: Path | None = None,
     ) -> None:
         self.name = name
         self._client = client
@@ -69,6 +67,7 @@ class NodeStandIn:
         self._images = images or {}
         self._backoff, self._hurry = backoff, hurry
         self._subnet = subnet
+        self._logs = logs
         self._num_addresses = 0
         self._pods: dict[str, Pod] = {}
         self._over = threading.Event()
@@ -99,6 +98,16 @@ class NodeStandIn:
         self._client.delete("v1", "Node", self.name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def lose(self) -> None:
+        """Go silent, as a machine whose power fails: what ran here is dead, and nobody tells the API server.
+
+        The addresses of its pods stay here, so that who calls them is refused and led nowhere else.
+        """
+        self._over.set()
+        self._thread.join()
+        for pod in self._pods.values():
+            pod.stop()
+
     def pids(self, pod: str) -> dict[str, int]:
         """The processes of the containers that run in the pod of that name."""
         return {each.spec["name"]: each.pid for each in self._named(pod).containers if each.pid is not None}
@@ -107,6 +116,11 @@ class NodeStandIn:
         """What the container wrote so far, over all of its restarts."""
         path = self._named(pod).folder / container / "log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what the pods that run here wrote so far into ``folder``."""
+        for pod in list(self._pods.values()):
+            pod.keep_logs(folder)
 
     def _named(self, pod: str) -> Pod:
         found = [each for each in list(self._pods.values()) if each.document["metadata"]["name"] == pod]
@@ -154,13 +168,15 @@ class NodeStandIn:
         namespace = pod["metadata"]["namespace"]
         self._num_addresses += 1
         address = f"10.{self._subnet}.{1 + self._num_addresses // 250}.{1 + self._num_addresses % 250}"
-        _change_loopback("add", address)
+        add_address(address)
         self._pods[uid] = Pod(pod, address, self._node, lambda kind, name: self._data(kind, name, namespace))
 
     def _drop(self, uid: str) -> None:
         pod = self._pods.pop(uid)
         pod.stop()
-        _change_loopback("del", pod.address)
+        remove_address(pod.address)
+        if self._logs is not None:
+            pod.keep_logs(self._logs)
         shutil.rmtree(pod.folder, ignore_errors=True)
 
     def _data(self, kind: str, name: str, namespace: str) -> Mapping[str, bytes] | None:
@@ -171,9 +187,3 @@ class NodeStandIn:
         if kind == "ConfigMap":
             return {key: value.encode() for key, value in data.items()}
         return {key: base64.b64decode(value) for key, value in data.items()}
-
-
-def _change_loopback(action: str, address: str) -> None:
-    done = subprocess.run(["ip", "addr", action, f"{address}/32", "dev", "lo"], capture_output=True, text=True)
-    if done.returncode and "exists" not in done.stderr:
-        raise OSError(f"ip addr {action} {address}: {done.stderr.strip()}")

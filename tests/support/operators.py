@@ -39,6 +39,8 @@ QUICK = OperatorConfig(
     metrics_host="127.0.0.1",
     metrics_port=0,
     fetch_model_config=False,
+    # A cluster has one metrics API: those that test it ask for it.
+    metrics_api="false",
 )
 """Settings for tests: an operator that starts again under the same name leads at once."""
 
@@ -197,6 +199,7 @@ class OperatorProcess:
             "METRICS_HOST": "127.0.0.1",
             "METRICS_PORT": str(free_port()),
             "FETCH_MODEL_CONFIG": "false",
+            "METRICS_API": "false",
             "LOG_FORMAT": "json",
             **settings,
             "KUBECONFIG": str(kubeconfig),

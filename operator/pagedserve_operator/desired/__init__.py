@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pagedserve_operator.desired.autoscaler import horizontal_pod_autoscaler
+from pagedserve_operator.desired.autoscaler import horizontal_pod_autoscaler, scaled_object
 from pagedserve_operator.desired.deployment import deployment
 from pagedserve_operator.desired.facts import Facts
 from pagedserve_operator.desired.monitoring import pod_monitor, prometheus_rule, service_monitor
@@ -36,9 +36,10 @@ def desired(service: InferenceService, tuning: Tuning, facts: Facts) -> tuple[Js
         persistent_volume_claim(service),
         service_of(service),
         deployment(service, tuning, facts),
-        horizontal_pod_autoscaler(service),
+        horizontal_pod_autoscaler(service, facts),
+        scaled_object(service, facts),
         pod_disruption_budget(service),
-        network_policy(service),
+        network_policy(service, facts),
         pod_monitor(service),
         service_monitor(service),
         prometheus_rule(service),

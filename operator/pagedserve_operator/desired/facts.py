@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pagedserve_operator.engine_metrics import Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,3 +17,9 @@ class Facts:
     """Pods beyond the wanted number while rolling out, as decide_rollout() says; None: all old ones go first."""
     served_kinds: frozenset[str] = frozenset()
     """Which of kinds.OPTIONAL the cluster has."""
+    targets: Targets = field(default_factory=Targets)
+    """What autoscalers aim at where the resource doesn't say."""
+    prometheus_url: str = ""
+    """Where KEDA finds Prometheus; empty: nobody has said."""
+    metrics_reader: str = ""
+    """Namespace of an operator that reads the engines' metrics; empty: none does."""

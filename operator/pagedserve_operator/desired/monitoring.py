@@ -8,7 +8,7 @@ from pagedserve_operator.desired.head import head
 from pagedserve_operator.names import LABEL_INSTANCE, selector_labels
 from pagedserve_operator.spec import InferenceService, Json
 
-_INSTANCE_LABEL: Final = "app_kubernetes_io_instance"
+INSTANCE_LABEL: Final = "app_kubernetes_io_instance"
 """What Prometheus makes of LABEL_INSTANCE, which both monitors put on every series."""
 
 
@@ -53,7 +53,7 @@ def prometheus_rule(service: InferenceService) -> Json | None:
 
 
 def _rules(service: InferenceService) -> list[Json]:
-    where = f'namespace="{service.key.namespace}",{_INSTANCE_LABEL}="{service.key.name}"'
+    where = f'namespace="{service.key.namespace}",{INSTANCE_LABEL}="{service.key.name}"'
     failed = f'sum(rate(pagedserve_requests_total{{{where},outcome=~"error|timeout"}}[5m]))'
     ended = f"sum(rate(pagedserve_requests_total{{{where}}}[5m]))"
     return [

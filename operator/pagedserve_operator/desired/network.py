@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from pagedserve_operator.desired.facts import Facts
 from pagedserve_operator.desired.head import head
 from pagedserve_operator.errors import SpecError
-from pagedserve_operator.names import selector_labels
+from pagedserve_operator.names import LABEL_NAME, MANAGER, selector_labels
 from pagedserve_operator.spec import InferenceService, Json
 
 
@@ -37,12 +38,14 @@ def pod_disruption_budget(service: InferenceService) -> Json | None:
     }
 
 
-def network_policy(service: InferenceService) -> Json | None:
-    """Who may connect: the peers that the user names, else the pods of the own namespace."""
+def network_policy(service: InferenceService, facts: Facts) -> Json | None:
+    """Who may connect: the peers that the user names, else the pods of the own namespace; and who reads metrics."""
     policy = service.spec.network_policy
     if not policy.enabled:
         return None
     peers = [_peer(row) for row in policy.allow_from] or [{"podSelector": {}}]
+    if facts.metrics_reader:
+        peers = [*peers, _operator_in(facts.metrics_reader)]
     return {
         **head(service, "NetworkPolicy"),
         "spec": {
@@ -50,6 +53,13 @@ def network_policy(service: InferenceService) -> Json | None:
             "policyTypes": ["Ingress"],
             "ingress": [{"from": peers, "ports": [{"port": "http", "protocol": "TCP"}]}],
         },
+    }
+
+
+def _operator_in(namespace: str) -> Json:
+    return {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "podSelector": {"matchLabels": {LABEL_NAME: MANAGER}},
     }
 
 

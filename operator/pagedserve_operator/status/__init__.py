@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from pagedserve_operator.status.compute import Observation, Outcome, compute, differs
 from pagedserve_operator.status.events import EventNote
+from pagedserve_operator.status.scaling import Means
 
-__all__ = ["EventNote", "Observation", "Outcome", "compute", "differs"]
+__all__ = ["EventNote", "Means", "Observation", "Outcome", "compute", "differs"]

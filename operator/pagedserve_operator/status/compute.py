@@ -5,7 +5,7 @@ No message holds an age or a time, so that an unchanged world gives an unchanged
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pagedserve_operator.errors import UserError
@@ -15,7 +15,7 @@ from pagedserve_operator.status.conditions import Condition, read_conditions, wr
 from pagedserve_operator.status.events import EventNote, transitions
 from pagedserve_operator.status.observed import number, table, text
 from pagedserve_operator.status.pods import survey
-from pagedserve_operator.status.scaling import scaling_active
+from pagedserve_operator.status.scaling import Means, scaling_active
 from pagedserve_operator.status.verdicts import Facts, degraded, progressing, ready, tuning_resolved
 from pagedserve_operator.status.workload import read_workload
 from pagedserve_operator.tuning import Tuning, status_of
@@ -29,9 +29,12 @@ class Observation:
     pods: tuple[Json, ...]
     """All that carry the two selector labels."""
     hpa: Json | None
+    """Ours, or what KEDA has made of our ScaledObject."""
     foreign_hpas: tuple[str, ...]
     """Names of other autoscalers that target the Deployment."""
     service: Json | None
+    scaled_object: Json | None = None
+    means: Means = field(default_factory=Means)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,12 @@ def _scaling(facts: Facts, observation: Observation) -> Condition | None:
     if facts.service is None:
         return facts.old.get("ScalingActive") if observation.hpa is not None else None
     return scaling_active(
-        facts.service.spec, hpa=observation.hpa, foreign=observation.foreign_hpas, ready=facts.pods.ready
+        facts.service.spec,
+        hpa=observation.hpa,
+        scaled_object=observation.scaled_object,
+        foreign=observation.foreign_hpas,
+        ready=facts.pods.ready,
+        means=observation.means,
     )
 
 

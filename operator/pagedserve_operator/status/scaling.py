@@ -7,21 +7,69 @@ with ``spec.replicas``. Somebody else's autoscaler alone, on a resource that lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from pagedserve_operator.spec import Json, Spec
+from pagedserve_operator.desired.autoscaler import needs_prometheus
+from pagedserve_operator.spec import Autoscaling, Json, Spec
 from pagedserve_operator.status.conditions import Condition, ConditionStatus
 from pagedserve_operator.status.observed import condition, number, table, text
 
 _NAMED: Final = 3
+_OF_ENGINES: Final = "FailedGetPodsMetric"
+_OF_PROMETHEUS: Final = "FailedGetExternalMetric"
 
 
-def scaling_active(spec: Spec, *, hpa: Json | None, foreign: Sequence[str], ready: int) -> Condition | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What autoscaling can rely on here."""
+
+    keda: bool = False
+    """Whether the cluster knows KEDA's ScaledObjects."""
+    prometheus: bool = False
+    """Whether the operator knows where KEDA finds Prometheus."""
+    metrics_trouble: str = ""
+    """Why the engines' metrics don't reach autoscalers through the operator; empty: nothing is known against it."""
+
+
+_NO_MEANS: Final = Means()
+
+
+def scaling_active(
+    spec: Spec,
+    *,
+    hpa: Json | None,
+    foreign: Sequence[str],
+    ready: int,
+    scaled_object: Json | None = None,
+    means: Means = _NO_MEANS,
+) -> Condition | None:
     """The condition; None where there is nothing to say. ``foreign``: other autoscalers of our Deployment."""
     if foreign and (spec.autoscaling is not None or spec.replicas is not None):
         return _condition("False", "AutoscalerConflict", _conflict(spec, foreign))
     if spec.autoscaling is None:
         return None
+    return _kedas_obstacle(spec.autoscaling, scaled_object, means) or _verdict(hpa, ready, means)
+
+
+def _kedas_obstacle(autoscaling: Autoscaling, scaled_object: Json | None, means: Means) -> Condition | None:
+    """What keeps KEDA from scaling, or from leaving it to us."""
+    if autoscaling.backend == "HPA":
+        if scaled_object is None:
+            return None
+        told = "KEDA's ScaledObject is on its way out: see that KEDA runs, which has to let it go"
+        return _condition("Unknown", "WaitingForKEDA", told)
+    if not means.keda:
+        cure = "install KEDA, or remove spec.autoscaling.backend"
+        return _condition("False", "KEDAMissing", f"spec.autoscaling.backend is KEDA, which isn't installed: {cure}")
+    if needs_prometheus(autoscaling) and not means.prometheus:
+        cure = "set PROMETHEUS_URL of the operator, or scale by cpu and memory"
+        return _condition("False", "PrometheusUnknown", f"KEDA reads engine metrics from Prometheus: {cure}")
+    able = condition(scaled_object, "Ready")
+    return _condition("False", "ScalingFailed", f"KEDA: {_told(able)}") if able.get("status") == "False" else None
+
+
+def _verdict(hpa: Json | None, ready: int, means: Means) -> Condition:
     able, active = condition(hpa, "AbleToScale"), condition(hpa, "ScalingActive")
     if "AmbiguousSelector" in (able.get("reason"), active.get("reason")):
         cure = "another autoscaler's target selects the same pods: delete it, or remove spec.autoscaling"
@@ -36,8 +84,17 @@ def scaling_active(spec: Spec, *, hpa: Json | None, foreign: Sequence[str], read
     if ready == 0 or active.get("status") != "False":
         # Without a ready pod the autoscaler finds no metrics: that is no trouble of its own.
         return _condition("Unknown", "WaitingForMetrics", "the autoscaler has no metrics of ready pods yet")
-    cure = "see that metrics-server, or the adapter of spec.autoscaling.metrics, runs"
-    return _condition("False", "MetricsUnavailable", f"{_told(active)}; {cure}")
+    return _condition("False", "MetricsUnavailable", f"{_missing(text(active, 'reason'), means)} ({_told(active)})")
+
+
+def _missing(reason: str, means: Means) -> str:
+    """Which part between engines and autoscaler is missing, and what to do."""
+    if reason == _OF_ENGINES:
+        usual = "see that the operator may reach port 8080 of the engines' pods (network policies)"
+        return f"the engines' metrics don't reach the autoscaler: {means.metrics_trouble or usual}"
+    if reason == _OF_PROMETHEUS:
+        return "Prometheus doesn't give KEDA the engines' metrics: see that it scrapes them and PROMETHEUS_URL is right"
+    return "cpu and memory don't reach the autoscaler: see that metrics-server runs, or scale by engine metrics"
 
 
 def _conflict(spec: Spec, foreign: Sequence[str]) -> str:

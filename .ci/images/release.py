@@ -1,0 +1,71 @@
+"""Builds a release's images from one base, pinned by the digest that its tag has today.
+
+A release is what a commit says, so the tree must be clean. Settings are those of build.py, and PUSH=true.
+dist/images/release.json names base, images and SBOMs by digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+from build import BuildError, Settings, build, read, said
+
+
+def main() -> int:
+    """0 done, 1 failed."""
+    try:
+        release(read(os.environ), push=os.environ.get("PUSH", "") == "true")
+    except BuildError as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def release(settings: Settings, *, push: bool) -> None:
+    """Build both variants of the engine and the operator, push them where asked, and write down what they are."""
+    if settings.builder == "buildah":
+        raise BuildError("BUILDER is buildah, which knows no digest of a tag: give docker or podman")
+    if settings.revision.endswith("-dirty"):
+        raise BuildError("the tree has changes that are not committed: commit them, or build with `make images`")
+    pinned = dataclasses.replace(settings, base_image=pin(settings.builder, settings.base_image))
+    print(f"{settings.base_image} is {pinned.base_image}", flush=True)
+    rows: list[dict[str, Any]] = []
+    for variant, images in (("cuda", ("engine", "operator")), ("cpu", ("engine",))):
+        chosen = dataclasses.replace(pinned, variant=variant, images=images)
+        build(chosen)
+        rows += [describe(chosen, image, push=push) for image in images]
+    document = {"version": pinned.version, "revision": pinned.revision, "base": pinned.base_image, "images": rows}
+    target = pinned.output / "release.json"
+    target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {target}")
+
+
+def pin(builder: str, name: str) -> str:
+    """``name`` by the digest that its registry has for it today."""
+    if "@" in name:
+        return name
+    said(builder, "pull", name)
+    digests = json.loads(said(builder, "image", "inspect", name))[0].get("RepoDigests") or []
+    if not digests:
+        raise BuildError(f"BASE_IMAGE {name} has no digest: push it to a registry first")
+    return f"{name}@{digests[0].rpartition('@')[2]}"
+
+
+def describe(settings: Settings, image: str, *, push: bool) -> dict[str, Any]:
+    """The release's row of an image; its digest is the registry's, so it is known once it was pushed."""
+    name, sbom = settings.name(image), settings.sbom(image)
+    row = {"name": name, "sbom": sbom.name, "sbomSha256": hashlib.sha256(sbom.read_bytes()).hexdigest()}
+    if push:
+        said(settings.builder, "push", name)
+        (found,) = json.loads(said(settings.builder, "image", "inspect", name))
+        row["digest"] = found["RepoDigests"][0].rpartition("@")[2]
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

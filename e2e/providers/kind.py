@@ -1,0 +1,124 @@
+"""A cluster of containers: kind with this tree's images, nodes with GPU labels, and faults by docker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from e2e.controlplane.build import built
+from e2e.providers.existing import MODEL
+from e2e.providers.kind_plan import GPU_COUNT, BadVariable, KindPlan, Step, set_gpus
+from e2e.providers.node_ports import NodePorts
+from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable
+
+from control_cluster import Cluster, Unsupported
+
+PORTS = range(30080, 30088)
+"""Those of kind-config.yaml that this machine sees."""
+SPARE = "e2e.pagedserve.dev/spare"
+_SECONDS = 600.0
+
+
+def why_no_daemon() -> str:
+    """One line on why kind can't run here; empty where it can."""
+    for program in ("docker", "kind"):
+        if shutil.which(program) is None:
+            return f"there is no {program} on the PATH"
+    done = subprocess.run(["docker", "info", "--format", "{{.ServerVersion}}"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    return (
+        f"no Docker daemon answers ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'docker info'})"
+    )
+
+
+class Kind(Provider):
+    """See above; the cluster goes with it unless ``keep`` says otherwise."""
+
+    name = "kind"
+
+    def __init__(self, plan: KindPlan | None = None, *, keep: bool = False) -> None:
+        self.plan = plan or KindPlan.read(os.environ)
+        self._keep = keep
+
+    def __enter__(self) -> Self:
+        if reason := why_no_daemon():
+            raise Unavailable(f"E2E_PROVIDER=kind: {reason}")
+        self._folder = Path(tempfile.mkdtemp(prefix="pagedserve-kind-"))
+        kubeconfig = self._folder / "kubeconfig"
+        try:
+            for step in self.plan.up(kubeconfig):
+                run(step)
+            self._cluster = Cluster(kubeconfig, kubectl=Path(shutil.which("kubectl") or built() / "kubectl"))
+            client = self._cluster.client()
+            for node in client.list("v1", "Node"):
+                if count := node["metadata"]["labels"].get(GPU_COUNT):
+                    client.patch(node, set_gpus(int(count)), type="json", subresource="status")
+        except (BadVariable, Unavailable):
+            self.__exit__(None, None, None)
+            raise
+        self._services = NodePorts(client, host="127.0.0.1", ports=PORTS)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._keep:
+            run(self.plan.down())
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def cluster(self) -> Cluster:
+        return self._cluster
+
+    def address(self, namespace: str, service: str) -> str:
+        return self._services.address(namespace, service)
+
+    def small_model(self) -> JSON:
+        return {"uri": MODEL, "dtype": "float32"}
+
+    def light(self) -> JSON:
+        return {"model": self.small_model(), "lifecycle": LIFECYCLE}
+
+    def fresh(self) -> Provider:
+        return Kind(replace(self.plan, cluster=f"{self.plan.cluster}-2", reachable=False))
+
+    def load_images(self, images: Sequence[str]) -> None:
+        if self.plan.images.first_operator in images:
+            run(self.plan.build_first_operator())
+        run(self.plan.load(images))
+
+    def add_node(self, *, labels: Mapping[str, str], gpus: int = 0) -> str:
+        client = self.cluster.client()
+        free = client.list("v1", "Node", labels=f"{SPARE}=true")
+        if not free:
+            raise Unsupported("kind-config.yaml has no spare node left: add one there")
+        node = client.patch(free[0], {"metadata": {"labels": {**labels, SPARE: None}}})
+        if gpus:
+            client.patch(node, set_gpus(gpus), type="json", subresource="status")
+        return str(node["metadata"]["name"])
+
+    def lose_node(self, name: str) -> None:
+        run(self.plan.lose(name))
+
+    def kill(self, namespace: str, pod: str) -> None:
+        spec = self.cluster.client().get("v1", "Pod", pod, namespace=namespace)["spec"]
+        run(self.plan.kill_pod(spec["nodeName"], namespace, pod))
+
+    def restart_apiserver(self) -> None:
+        run(self.plan.kill_apiserver())
+        client = self.cluster.client()
+        client.wait(lambda: client.request("GET", "/readyz") == "ok", "the API server answers again", seconds=180)
+
+
+def run(step: Step) -> None:
+    """Do it; raises Unavailable with what the command said."""
+    done = subprocess.run(step.command, input=step.stdin, capture_output=True, text=True, timeout=_SECONDS)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise Unavailable(f"{step.why}: `{' '.join(step.command[:3])}` failed: {said[-2000:]}")

@@ -1,0 +1,116 @@
+"""Where the demo plays: a kind cluster where a Docker daemon runs, else the local one; and how it is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from e2e.controlplane.build import build, built
+from e2e.keeper import Keeper, kept, release
+from e2e.providers.kind import Kind, run, why_no_daemon
+from e2e.providers.kind_plan import KindPlan
+from e2e.providers.provider import Unavailable
+
+from control_cluster import Cluster
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = "pagedserve-demo"
+
+
+class Narrator:
+    """Progress on standard output, each line with the seconds since the begin."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._stages = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the begin."""
+        return time.monotonic() - self._begun
+
+    def stage(self, title: str) -> None:
+        """A new part of the story."""
+        self._stages += 1
+        print(f"\n[{self.seconds:4.0f} s] {self._stages}. {title}", flush=True)
+
+    def say(self, text: str) -> None:
+        """What happens now, line by line."""
+        for line in text.splitlines():
+            print(f"[{self.seconds:4.0f} s]    {line}", flush=True)
+
+
+class Address(Protocol):
+    """``host:port`` of a Service by namespace and name."""
+
+    def __call__(self, namespace: str, service: str) -> str:
+        """See the class."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cluster to play on."""
+
+    cluster: Cluster
+    address: Address
+
+
+def kind_plan() -> KindPlan:
+    """The demo's own cluster."""
+    return replace(KindPlan.read(os.environ), cluster=CLUSTER)
+
+
+@contextmanager
+def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
+    """The stage; left, nothing of it is there, or it is kept for `make demo-down`. Raises Unavailable."""
+    if kept() is not None:
+        raise Unavailable("a demo's cluster runs already: `make demo-down` ends it")
+    reason = why_no_daemon() if os.environ.get("E2E_PROVIDER", "kind") == "kind" else "E2E_PROVIDER says so"
+    if reason:
+        narrator.stage(f"A local cluster ({reason}): a real control plane, nodes whose pods are processes")
+        with _local(narrator, keep=keep) as stage:
+            yield stage
+        return
+    narrator.stage("A kind cluster with this tree's images")
+    narrator.say("make images (minutes, the first time)")
+    if subprocess.run(["make", "images", "VARIANT=cpu"], cwd=ROOT).returncode:
+        raise Unavailable("the images can't be built: see above")
+    with Kind(kind_plan(), keep=keep) as provider:
+        yield Stage(provider.cluster, provider.address)
+
+
+def strike() -> str:
+    """Take down what a demo left; says what that was."""
+    if state := kept():
+        release(state)
+        return "The local cluster is gone"
+    if not why_no_daemon():
+        run(kind_plan().down())
+        return "The kind cluster is gone"
+    return "No demo runs"
+
+
+@contextmanager
+def _local(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
+    build()
+    keeper = Keeper()
+    try:
+        cluster = Cluster(keeper.start(), kubectl=built() / "kubectl")
+        client = cluster.client()
+
+        def address(namespace: str, service: str) -> str:
+            spec = client.get("v1", "Service", service, namespace=namespace)["spec"]
+            return f"{spec['clusterIP']}:{spec['ports'][0]['port']}"
+
+        narrator.say(cluster.kubectl("get", "nodes").stdout)
+        yield Stage(cluster, address)
+    except BaseException:
+        keeper.stop(keep=False)
+        raise
+    keeper.stop(keep=keep)

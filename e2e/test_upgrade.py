@@ -1,0 +1,65 @@
+"""From the frozen first release to this tree: a new operator leads, and no engine is replaced or restarted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from e2e.installation import BUNDLE, QUICK, Installation
+from e2e.providers.provider import Provider
+from e2e.waiting import namespaced, restarts, uids, wait_served
+
+from operator_world import MODEL, World
+
+JSON = dict[str, Any]
+FIRST_RELEASE = Path(__file__).parent / "fixtures" / "first-release" / "install.yaml"
+
+
+def specs_of(light: JSON) -> dict[str, JSON]:
+    """Resources of every shape that the first release knew."""
+    return {
+        "plain": {},
+        "scaled": {"autoscaling": {"minReplicas": 2, "maxReplicas": 3}},
+        "guarded": {"networkPolicy": {"enabled": True}, "limits": {"maxQueue": 7}, "service": {"port": 8000}},
+        "keyed": {"auth": {"hfTokenSecretRef": {"name": "hub"}, "apiKeysSecretRef": {"name": "keys"}}},
+        "templated": {"model": {**MODEL, **light.get("model", {}), "chatTemplate": "{{ messages }}"}},
+        "asleep": {"gpu": {"type": "NVIDIA-L4"}, "replicas": 0},
+    }
+
+
+def test_an_upgrade_from_the_first_release_rolls_no_engine(own_provider: Provider) -> None:
+    provider, images = own_provider, own_provider.images
+    provider.load_images([images.first_operator])
+    installation = Installation(provider.cluster)
+    first = FIRST_RELEASE.read_text(encoding="utf-8")
+    installation.apply(first, images, operator=images.first_operator, settings=QUICK)
+    with namespaced(provider, "upgrade") as world:
+        world.secret("hub", token="hf_first")
+        world.secret("keys", **{"api-keys": "one"})
+        light = provider.light()
+        specs = specs_of(light)
+        for name, spec in specs.items():
+            world.create(name, **{**light, **spec})
+        for name in specs:
+            wait_served(world, name) if name != "asleep" else world.wait(name, "TuningResolved")
+        before = {name: _state(world, name) for name in specs}
+        leaders = uids(installation.pods())
+        installation.apply(BUNDLE.read_text(encoding="utf-8"), images, settings=QUICK)
+        assert not leaders & uids(installation.pods())
+        _wait_looked_at(world, installation, len(specs))
+        assert {name: _state(world, name) for name in specs} == before
+        # It isn't idle: what changes for a resource is done, and still no engine is touched.
+        world.edit("plain", service={"annotations": {"example.com/seen": "true"}})
+        world.wait_child("Service", "plain", lambda child: child["metadata"].get("annotations"), "has the annotation")
+        assert _state(world, "plain") == before["plain"]
+
+
+def _state(world: World, name: str) -> tuple[JSON, set[str], int]:
+    """What must not move: the Deployment's spec, and which pods run."""
+    pods = world.pods(name)
+    return world.child("Deployment", name)["spec"], uids(pods), restarts(pods)
+
+
+def _wait_looked_at(world: World, installation: Installation, count: int) -> None:
+    """Until the operator that leads has looked at that many resources."""
+    world.client.wait(lambda: installation.looks() >= count, "the new operator has looked at all resources")

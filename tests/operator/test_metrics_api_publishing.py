@@ -1,0 +1,187 @@
+"""What replicas share, on an API server that is played: certificates are renewed, and an APIService follows them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from metrics_world import FakeServer, adapter
+from pagedserve_operator.errors import NotLeading, Rejected
+from pagedserve_operator.metrics_api.certificates import AUTHORITY_LASTS, SERVING_LASTS, read_pem
+from pagedserve_operator.metrics_api.publishing import ROLE, SECRET, Published, Publisher
+from pagedserve_operator.metrics_api.registration import NAME
+
+ROLE_OBJECT = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRole",
+    "metadata": {"name": ROLE, "uid": "role"},
+}
+JSON = dict[str, Any]
+
+
+class World:
+    """A server, a clock and a publisher in namespace ``ops``."""
+
+    def __init__(self, *objects: JSON) -> None:
+        self.server = FakeServer(*objects)
+        self.now = datetime.now(UTC)
+        self.publisher = self.replica()
+
+    def replica(self) -> Publisher:
+        return Publisher(self.server, namespace="ops", now=lambda: self.now)
+
+    def look(self, publisher: Publisher | None = None, *, leading: bool = True) -> Published:
+        return asyncio.run((publisher or self.publisher).look(leading=leading))
+
+    def secret(self) -> JSON | None:
+        return self.server.objects.get(("Secret", "ops", SECRET))
+
+    def api_service(self) -> JSON | None:
+        return self.server.objects.get(("APIService", "", NAME))
+
+    def trusted(self) -> tuple[object, ...]:
+        found = self.api_service()
+        assert found is not None
+        return read_pem(base64.b64decode(found["spec"]["caBundle"]))
+
+
+def test_the_leader_makes_certificates_and_registers_then_writes_nothing_more() -> None:
+    world = World(ROLE_OBJECT)
+    first = world.look()
+    assert first.certificates is not None
+    assert world.trusted() == first.certificates.trusted
+    assert world.server.writes == {"apply Secret": 1, "apply APIService": 1}
+    for _ in range(5):
+        assert world.look().certificates is not None
+    assert world.server.writes == {"apply Secret": 1, "apply APIService": 1}
+
+
+def test_the_api_service_belongs_to_the_role_that_goes_with_the_manifests() -> None:
+    world = World(ROLE_OBJECT)
+    world.look()
+    found = world.api_service()
+    assert found is not None
+    assert [owner["uid"] for owner in found["metadata"]["ownerReferences"]] == ["role"]
+
+
+def test_without_that_role_it_is_registered_all_the_same() -> None:
+    world = World()
+    world.server.refusals["ClusterRole"] = Rejected("forbidden", status=403)
+    world.look()
+    found = world.api_service()
+    assert found is not None
+    assert "ownerReferences" not in found["metadata"]
+
+
+def test_who_does_not_lead_writes_nothing_and_reads_everything() -> None:
+    world = World(ROLE_OBJECT)
+    assert world.look(leading=False).certificates is None
+    assert not world.server.writes
+    led = world.look()
+    other = world.look(world.replica(), leading=False)
+    assert other.certificates is not None
+    assert led.certificates is not None
+    assert other.certificates.data() == led.certificates.data()
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
+def test_nothing_is_made_where_somebody_else_serves_the_api(version: str) -> None:
+    world = World(ROLE_OBJECT, adapter(version))
+    assert "prometheus-adapter" in world.look().foreign
+    assert not world.server.writes
+
+
+def test_ours_is_withdrawn_when_an_adapter_comes_and_returns_when_it_goes() -> None:
+    world = World(ROLE_OBJECT)
+    world.look()
+    world.server.put(adapter("v1beta1"))
+    assert world.look().foreign
+    assert world.api_service() is None
+    del world.server.objects["APIService", "", "v1beta1.custom.metrics.k8s.io"]
+    assert not world.look().foreign
+    assert world.api_service() is not None
+
+
+def test_turned_off_ours_is_withdrawn_and_no_other() -> None:
+    world = World(ROLE_OBJECT)
+    world.look()
+    asyncio.run(world.publisher.withdraw())
+    assert world.api_service() is None
+    world.server.put(adapter("v1beta2"))
+    before = world.api_service()
+    asyncio.run(world.publisher.withdraw())
+    assert world.api_service() == before
+
+
+def test_a_renewed_certificate_needs_no_new_registration() -> None:
+    world = World(ROLE_OBJECT)
+    before = world.look().certificates
+    world.now += SERVING_LASTS * 0.7
+    after = world.look().certificates
+    assert before is not None
+    assert after is not None
+    assert after.serving != before.serving
+    assert world.server.writes == {"apply Secret": 2, "apply APIService": 1}
+
+
+def test_a_new_authority_is_published_beside_the_old_one_before_it_signs() -> None:
+    world = World(ROLE_OBJECT)
+    before = world.look().certificates
+    assert before is not None
+    world.now += AUTHORITY_LASTS * 0.7
+    announced = world.look().certificates
+    assert announced is not None
+    assert announced.authority.certificate == before.authority.certificate
+    assert len(world.trusted()) == 2
+    world.now += timedelta(minutes=10)
+    signing = world.look().certificates
+    assert signing is not None
+    assert signing.authority.certificate != before.authority.certificate
+    assert set(world.trusted()) == {before.authority.certificate, signing.authority.certificate}
+    world.now += timedelta(days=2)
+    world.look()
+    assert world.trusted() == (signing.authority.certificate,)
+    rows = world.server.secret_rows(SECRET, "ops")
+    assert set(rows) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
+
+
+@pytest.mark.parametrize("loss", ["deleted", "emptied", "half of it lost", "not base64"])
+def test_a_secret_that_is_lost_or_broken_is_made_anew_and_the_old_authority_stays_trusted(
+    loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(ROLE_OBJECT)
+    before = world.look().certificates
+    secret = world.secret()
+    assert before is not None
+    assert secret is not None
+    if loss == "deleted":
+        del world.server.objects["Secret", "ops", SECRET]
+    elif loss == "emptied":
+        world.server.put({**secret, "data": None})
+    elif loss == "half of it lost":
+        world.server.put({**secret, "data": {key: row for key, row in secret["data"].items() if key != "tls.key"}})
+    else:
+        world.server.put({**secret, "data": {**secret["data"], "ca.key": "@"}})
+    with caplog.at_level(logging.WARNING):
+        assert world.look(world.replica(), leading=False).certificates is None
+        after = world.look().certificates
+    assert after is not None
+    assert set(world.trusted()) == {before.authority.certificate, after.authority.certificate}
+    assert ("is broken and is made anew" in caplog.text) == (loss != "deleted")
+
+
+def test_a_write_that_may_not_begin_leaves_everything_as_it_is() -> None:
+    world = World(ROLE_OBJECT)
+
+    async def fenced(*_: object, **__: object) -> JSON:
+        raise NotLeading("too late")
+
+    world.server.apply = fenced  # type: ignore[method-assign]
+    with pytest.raises(NotLeading):
+        world.look()
+    assert world.secret() is None

@@ -1,0 +1,63 @@
+"""A stand-in for docker, podman or buildah: writes down what it is asked, and leaves what a real one would leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+SBOM = '{"components": []}\n'
+SIZES = {"pagedserve/engine:9.9": 3_000_000_000, "example/base:1": 100_000_000}
+DIGEST = "sha256:" + "0" * 64
+
+PROGRAM = f"""#!{sys.executable}
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_builder import main
+sys.exit(main(sys.argv))
+"""
+
+
+def install(folder: Path, *names: str) -> dict[str, str]:
+    """Put builders of these names alone on a PATH; returns the environment for a script."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name in names:
+        (programs / name).write_text(PROGRAM)
+        (programs / name).chmod(0o755)
+    (programs / "git").symlink_to("/usr/bin/git")
+    return {"PATH": str(programs), "FAKE_BUILDER_LOG": str(folder / "asked.jsonl"), "OUTPUT": str(folder / "out")}
+
+
+def asked(environment: dict[str, str]) -> list[list[str]]:
+    """The command lines so far; probing for the builder left out."""
+    rows = Path(environment["FAKE_BUILDER_LOG"]).read_text().splitlines()
+    return [row for row in map(json.loads, rows) if row[1] not in ("version", "info")]
+
+
+def option(words: list[str], name: str) -> list[str]:
+    """Every value given to an option."""
+    return [value for key, value in pairwise(words) if key == name]
+
+
+def main(arguments: list[str]) -> int:
+    """Answer like a builder; FAKE_BUILDER_FAILS names the command that fails."""
+    words = [Path(arguments[0]).name, *arguments[1:]]
+    with Path(os.environ["FAKE_BUILDER_LOG"]).open("a") as log:
+        log.write(json.dumps(words) + "\n")
+    if words[1] == os.environ.get("FAKE_BUILDER_FAILS"):
+        print("it can't", file=sys.stderr)
+        return 1
+    if words[1] == "from":
+        print("working-container")
+    if words[1] == "run":
+        print(SBOM, end="")
+    if words[1:3] == ["image", "inspect"]:
+        name = words[3]
+        if os.environ.get("FAKE_BUILDER_DIGESTS") == "none":
+            print(json.dumps([{"Size": 1, "RepoDigests": []}]))
+        else:
+            print(json.dumps([{"Size": SIZES.get(name, 1), "RepoDigests": [f"{name.partition(':')[0]}@{DIGEST}"]}]))
+    return 0
