@@ -49,7 +49,7 @@ class Local(Provider):
         self._nodes: dict[str, NodeStandIn] = {}
         self._stack = ExitStack()
         self._programs: dict[str, Sequence[str] | None] = {
-            # A converted model stays on this machine, as it would in an image with its weights: converting takes longest.
+            # A converted model stays on this machine, as an image would hold it: converting takes longest.
             self.images.engine: [sys.executable, "-m", "pagedserve_engine", "serve", "--cache-dir", str(MODELS)],
             self.images.operator: [sys.executable, "-m", "pagedserve_operator"],
             # A wheel is imported as it is; what stands on PYTHONPATH comes before this tree's.

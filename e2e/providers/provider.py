@@ -94,12 +94,15 @@ class Provider(ABC):
         client = self.cluster.client()
         for namespace in namespaces:
             for pod in client.list("v1", "Pod", namespace=namespace):
-                name = pod["metadata"]["name"]
-                for which in ([], ["--previous"]):
-                    command = ("-n", namespace, "logs", name, "--all-containers", "--tail=5000", *which)
-                    told = self.cluster.kubectl(*command, check=False)
-                    if told.stdout:
-                        (folder / f"{namespace}_{name}{''.join(which)}.log").write_text(told.stdout)
+                self._write_pod_logs(folder, namespace, pod["metadata"]["name"])
+
+    def _write_pod_logs(self, folder: Path, namespace: str, pod: str) -> None:
+        """Of what runs now, and of what ran before it."""
+        for which in ([], ["--previous"]):
+            command = ("-n", namespace, "logs", pod, "--all-containers", "--tail=5000", *which)
+            told = self.cluster.kubectl(*command, check=False)
+            if told.stdout:
+                (folder / f"{namespace}_{pod}{''.join(which)}.log").write_text(told.stdout)
 
     def _refuse(self, what: str) -> NoReturn:
         raise Unsupported(f"the provider {self.name} offers no {what}")
