@@ -101,13 +101,16 @@ class Fields:
             raise SpecError(self._at(name), "is missing: give a whole number")
         return value
 
-    def number(self, name: str, default: float) -> float:
-        """A number."""
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
+        """A number from ``low`` to ``high``."""
         value = self._values.get(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SpecError(self._at(name), f"must be a number, not {value!r}: write it without quotes")
+        # So that neither infinity nor what is no number at all gets through.
+        if not low <= value <= high:
+            raise SpecError(self._at(name), f"must be from {low:g} to {high:g}, not {value}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

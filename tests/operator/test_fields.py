@@ -54,7 +54,7 @@ def test_absent_and_null_fields_read_as_their_defaults() -> None:
         assert fields.maybe_text("field") is None
         assert fields.integer("field", 3) == 3
         assert fields.maybe_integer("field") is None
-        assert fields.number("field", 0.5) == 0.5
+        assert fields.number("field", 0.5, low=0, high=1) == 0.5
         assert fields.flag("field", True) is True
         assert fields.maybe_flag("field") is None
         assert fields.quantity("field", "1Gi") == "1Gi"
@@ -83,7 +83,7 @@ def test_present_fields_read_as_they_are() -> None:
     assert fields.text("text", "b") == "a"
     assert fields.integer("zero", 3) == 0
     assert fields.flag("off", True) is False
-    assert fields.number("whole", 0.5) == 1.0
+    assert fields.number("whole", 0.5, low=0, high=1) == 1.0
     assert fields.quantity("size", "1") == "4"
     assert fields.texts("list") == ("a", "b")
     assert fields.rows("rows") == ({"name": "a"},)
@@ -101,6 +101,10 @@ def test_an_empty_string_counts_as_absent() -> None:
         fields.required_text("field")
 
 
+def share(fields: Fields) -> float:
+    return fields.number("field", 0, low=0, high=0.99)
+
+
 REFUSALS: dict[str, tuple[Any, Callable[[Fields], object], str]] = {
     "a number as text": (8, lambda fields: fields.text("field", ""), "must be a string, not 8: quote it"),
     "a list as text": (["a"], lambda fields: fields.maybe_text("field"), "must be a string"),
@@ -108,8 +112,12 @@ REFUSALS: dict[str, tuple[Any, Callable[[Fields], object], str]] = {
     "a count too small": (-1, lambda fields: fields.required_integer("field", low=1), "must be at least 1, not -1"),
     "a fraction as a whole number": (1.5, lambda fields: fields.integer("field", 0), "must be a whole number"),
     "a flag as a whole number": (True, lambda fields: fields.integer("field", 0), "must be a whole number, not True"),
-    "text as a number": ("0.9", lambda fields: fields.number("field", 0), "must be a number, not '0.9': write it with"),
-    "a flag as a number": (True, lambda fields: fields.number("field", 0), "must be a number"),
+    "text as a number": ("0.9", share, "must be a number, not '0.9': write it with"),
+    "a flag as a number": (True, share, "must be a number"),
+    "above the highest": (1.01, share, "must be from 0 to 0.99, not 1.01"),
+    "below the lowest": (-0.5, share, "must be from 0 to 0.99, not -0.5"),
+    "beyond every number": (float("inf"), share, "must be from 0 to 0.99, not inf"),
+    "no number at all": (float("nan"), share, "must be from 0 to 0.99, not nan"),
     "text as a flag": ("yes", lambda fields: fields.flag("field", True), "must be true or false, not 'yes'"),
     "a number as a flag": (1, lambda fields: fields.maybe_flag("field"), "must be true or false"),
     "an unknown choice": ("c", lambda fields: fields.choice("field", "a", ("a", "b")), "must be one of a, b, not 'c'"),

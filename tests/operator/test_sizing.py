@@ -379,7 +379,7 @@ NUMBERS = st.none() | st.integers(1, 200_000)
 def specs(draw: st.DrawFn) -> dict[str, Any]:
     tuning = {
         "blockSize": draw(st.sampled_from([8, 16, 32, 256])),
-        "maxMemoryPercent": draw(st.floats(0.01, 1.0)),
+        "maxMemoryPercent": draw(st.floats(0.05, 1.0)),
         "numBlocks": draw(NUMBERS),
         "maxBatchTokens": draw(NUMBERS),
         "kvCacheDtype": draw(st.sampled_from(["auto", "bfloat16", "float16", "float32", "fp8"])),
