@@ -1,8 +1,9 @@
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from engine_world import autoscaler, condition, resource
+from engine_world import NOW, autoscaler, condition, deployment, look, ready_pod, resource, verdict
 from pagedserve_operator.parsing import parse
 from pagedserve_operator.status.conditions import Condition
 from pagedserve_operator.status.scaling import Means, scaling_active
@@ -18,13 +19,18 @@ def judge(
     hpa: dict[str, Any] | None = None,
     *,
     foreign: tuple[str, ...] = (),
-    ready: int = 1,
+    measurable: bool = True,
     scaled_object: dict[str, Any] | None = None,
     means: Means = Means(),  # noqa: B008 - frozen
     **spec: Any,
 ) -> Any:
     return scaling_active(
-        parse(resource(**spec)).spec, hpa=hpa, foreign=foreign, ready=ready, scaled_object=scaled_object, means=means
+        parse(resource(**spec)).spec,
+        hpa=hpa,
+        foreign=foreign,
+        measurable=measurable,
+        scaled_object=scaled_object,
+        means=means,
     )
 
 
@@ -127,9 +133,26 @@ def test_what_keda_has_not_let_go_of_holds_ours_up() -> None:
     assert (found.status, found.reason) == ("Unknown", "WaitingForKEDA")
 
 
-def test_missing_metrics_are_no_trouble_before_a_pod_is_ready() -> None:
-    found = judge(active("False", "FailedGetResourceMetric", "no metrics"), autoscaling={}, ready=0)
+def test_missing_metrics_are_no_trouble_before_a_pod_can_have_been_measured() -> None:
+    found = judge(active("False", "FailedGetResourceMetric", "no metrics"), autoscaling={}, measurable=False)
     assert (found.status, found.reason) == ("Unknown", "WaitingForMetrics")
+
+
+def test_a_pod_that_has_just_become_ready_is_given_time_to_be_measured() -> None:
+    blind = active("False", "FailedGetPodsMetric", "no metrics returned")
+    # Ready for 100 s when it is NOW.
+    early, late = (
+        look(
+            resource(autoscaling={}),
+            deployment=deployment(),
+            pods=[ready_pod()],
+            hpa=blind,
+            now=NOW - timedelta(seconds=100 - since),
+        )
+        for since in (10, 45)
+    )
+    assert (verdict(early, "ScalingActive"), early.look_again_seconds) == (("Unknown", "WaitingForMetrics"), 35)
+    assert (verdict(late, "ScalingActive"), late.look_again_seconds) == (("False", "MetricsUnavailable"), None)
 
 
 def test_the_metric_that_decides_does_not_change_the_message() -> None:

@@ -15,7 +15,7 @@ from pagedserve_operator.status.conditions import Condition, read_conditions, wr
 from pagedserve_operator.status.events import EventNote, transitions
 from pagedserve_operator.status.observed import number, table, text
 from pagedserve_operator.status.pods import survey
-from pagedserve_operator.status.scaling import Means, scaling_active
+from pagedserve_operator.status.scaling import MEASURED, Means, scaling_active
 from pagedserve_operator.status.verdicts import Facts, degraded, progressing, ready, tuning_resolved
 from pagedserve_operator.status.workload import read_workload
 from pagedserve_operator.tuning import Tuning, status_of
@@ -68,7 +68,7 @@ def compute(
     )
     generation = number(raw, "metadata", "generation", default=1)
     conditions = [ready(facts), progressing(facts), degraded(facts), tuning_resolved(facts)]
-    scaling = _scaling(facts, observation)
+    scaling = _scaling(facts, observation, now)
     if scaling is not None:
         conditions.append(scaling)
     new: Json = {
@@ -78,7 +78,8 @@ def compute(
         **_tuning_rows(tuning, observation, old),
         "conditions": write_conditions(conditions, old=old, generation=generation, now=now),
     }
-    waits = [(time - now).total_seconds() for time in pods.rechecks() if time > now]
+    times = [*pods.rechecks(), *([pods.ready_since + MEASURED] if scaling is not None and pods.ready_since else [])]
+    waits = [(time - now).total_seconds() for time in times if time > now]
     return Outcome(
         status=new,
         events=transitions(old, new, tuning=tuning, gap=workload.gap),
@@ -98,15 +99,16 @@ def _comparable(status: Json) -> Json:
     return {**status, "conditions": sorted(rows, key=lambda row: str(row.get("type")))}
 
 
-def _scaling(facts: Facts, observation: Observation) -> Condition | None:
+def _scaling(facts: Facts, observation: Observation, now: datetime) -> Condition | None:
     if facts.service is None:
         return facts.old.get("ScalingActive") if observation.hpa is not None else None
+    since = facts.pods.ready_since
     return scaling_active(
         facts.service.spec,
         hpa=observation.hpa,
         scaled_object=observation.scaled_object,
         foreign=observation.foreign_hpas,
-        ready=facts.pods.ready,
+        measurable=since is not None and now >= since + MEASURED,
         means=observation.means,
     )
 

@@ -58,6 +58,8 @@ class Survey:
     """All pods at a glance."""
 
     ready: int
+    ready_since: datetime | None
+    """When the first of the pods that are ready became so; None where none is."""
     findings: tuple[Finding, ...]
     """Of the pods that aren't ready, in the order of telling."""
 
@@ -94,6 +96,7 @@ def survey(pods: Sequence[Json], *, wanted: int, updated: int | None, gpu: Resol
     """
     live = [pod for pod in pods if not _leaving(pod)]
     ready = sum(_ready(pod) for pod in live)
+    times = [moment(condition(pod, "Ready"), "lastTransitionTime") for pod in live if _ready(pod)]
     newest = _newest_template(pods, live, updated) if updated is not None else ""
     judged = [pod for pod in live if _template(pod) == newest] if newest else live
     findings = [
@@ -106,6 +109,7 @@ def survey(pods: Sequence[Json], *, wanted: int, updated: int | None, gpu: Resol
         findings = [_blocked(found) for found in findings]
     return Survey(
         ready=ready,
+        ready_since=min((time or now for time in times), default=None),
         findings=tuple(sorted(findings, key=lambda found: (found.rank, found.pod))),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from pagedserve_operator.desired.autoscaler import needs_prometheus
@@ -15,6 +16,8 @@ from pagedserve_operator.spec import Autoscaling, Json, Spec
 from pagedserve_operator.status.conditions import Condition, ConditionStatus
 from pagedserve_operator.status.observed import condition, number, table, text
 
+MEASURED: Final = timedelta(seconds=45)
+"""At most so long after a pod is ready it is measured: twice by metrics-server, then by the autoscaler, 15 s each."""
 _NAMED: Final = 3
 _OF_ENGINES: Final = "FailedGetPodsMetric"
 _OF_PROMETHEUS: Final = "FailedGetExternalMetric"
@@ -40,16 +43,19 @@ def scaling_active(
     *,
     hpa: Json | None,
     foreign: Sequence[str],
-    ready: int,
+    measurable: bool,
     scaled_object: Json | None = None,
     means: Means = _NO_MEANS,
 ) -> Condition | None:
-    """The condition; None where there is nothing to say. ``foreign``: other autoscalers of our Deployment."""
+    """The condition; None where there is nothing to say. ``foreign``: other autoscalers of our Deployment.
+
+    ``measurable``: whether a pod has been ready for MEASURED.
+    """
     if foreign and (spec.autoscaling is not None or spec.replicas is not None):
         return _condition("False", "AutoscalerConflict", _conflict(spec, foreign))
     if spec.autoscaling is None:
         return None
-    return _kedas_obstacle(spec.autoscaling, scaled_object, means) or _verdict(hpa, ready, means)
+    return _kedas_obstacle(spec.autoscaling, scaled_object, means) or _verdict(hpa, means, measurable=measurable)
 
 
 def _kedas_obstacle(autoscaling: Autoscaling, scaled_object: Json | None, means: Means) -> Condition | None:
@@ -69,7 +75,7 @@ def _kedas_obstacle(autoscaling: Autoscaling, scaled_object: Json | None, means:
     return _condition("False", "ScalingFailed", f"KEDA: {_told(able)}") if able.get("status") == "False" else None
 
 
-def _verdict(hpa: Json | None, ready: int, means: Means) -> Condition:
+def _verdict(hpa: Json | None, means: Means, *, measurable: bool) -> Condition:
     able, active = condition(hpa, "AbleToScale"), condition(hpa, "ScalingActive")
     if "AmbiguousSelector" in (able.get("reason"), active.get("reason")):
         cure = "another autoscaler's target selects the same pods: delete it, or remove spec.autoscaling"
@@ -81,8 +87,8 @@ def _verdict(hpa: Json | None, ready: int, means: Means) -> Condition:
         return _condition("True", "Active", f"between {low} and {high} replicas, as the metrics ask for")
     if active.get("reason") == "ScalingDisabled":
         return _condition("False", "ScalingDisabled", "the Deployment is scaled to 0: scale it to 1 to go on")
-    if ready == 0 or active.get("status") != "False":
-        # Without a ready pod the autoscaler finds no metrics: that is no trouble of its own.
+    if not measurable or active.get("status") != "False":
+        # What the autoscaler says stands until it looks again: of pods that weren't ready then it found no metrics.
         return _condition("Unknown", "WaitingForMetrics", "the autoscaler has no metrics of ready pods yet")
     return _condition("False", "MetricsUnavailable", f"{_missing(text(active, 'reason'), means)} ({_told(active)})")
 
