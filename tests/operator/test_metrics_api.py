@@ -261,6 +261,19 @@ def test_turned_off_it_serves_nothing_and_takes_ours_back() -> None:
     run(story)
 
 
+def test_turned_off_without_rights_to_register_it_is_off_and_not_troubled() -> None:
+    async def story(world: World) -> None:
+        world.server.refusals["APIService"] = Rejected("apiservices is forbidden", status=403)
+        off = world.replica(CONFIG.derive(metrics_api="false"))
+        for _ in range(2):
+            await off.look()
+        assert off.state == "off"
+        assert "METRICS_API is false" in off.trouble
+        assert world.server.reads == 1, "it isn't asked for again"
+
+    run(story)
+
+
 def test_an_operator_of_one_namespace_asks_the_api_server_for_nothing() -> None:
     async def story(world: World) -> None:
         refused = Rejected("forbidden", status=403)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
@@ -150,7 +151,9 @@ class MetricsApi:
         if self._config.watch_namespace or not self._leader.leading:
             self._withdrew = False
         elif not self._withdrew:
-            await self._publisher.withdraw()
+            # Installed without the rights to register, there is nothing of ours.
+            with suppress(Rejected):
+                await self._publisher.withdraw()
             self._withdrew = True
 
     async def _serve(self) -> None:
