@@ -78,6 +78,7 @@ def test_keda_is_told_the_same_in_its_words() -> None:
             "serverAddress": PROMETHEUS,
             "query": 'sum(pagedserve_queue_wait_seconds{namespace="models",app_kubernetes_io_instance="chat"})',
             "threshold": "0.5",
+            "ignoreNullValues": "false",
         },
     }
     assert waiting["metadata"]["threshold"] == "10"

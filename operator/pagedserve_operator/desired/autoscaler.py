@@ -122,7 +122,9 @@ def _trigger(service: InferenceService, name: str, aim: int | str, *, url: str) 
     key = service.key
     # The sum over all engines: KEDA's autoscaler divides it by the target for each.
     query = f'sum({ENGINE_METRICS[name]}{{namespace="{key.namespace}",{INSTANCE_LABEL}="{key.name}"}})'
-    metadata = {"serverAddress": url, "query": query, "threshold": f"{quantity(aim).normalize():f}"}
+    threshold = f"{quantity(aim).normalize():f}"
+    # No answer is no zero: a Prometheus that has lost the engines would have them scaled down.
+    metadata = {"serverAddress": url, "query": query, "threshold": threshold, "ignoreNullValues": "false"}
     return {"type": "prometheus", "name": name, "metricType": "AverageValue", "metadata": metadata}
 
 
