@@ -76,7 +76,8 @@ def test_keda_is_told_the_same_in_its_words() -> None:
         "metricType": "AverageValue",
         "metadata": {
             "serverAddress": PROMETHEUS,
-            "query": 'sum(pagedserve_queue_wait_seconds{namespace="models",app_kubernetes_io_instance="chat"})',
+            "query": "sum(max by (pod) ("
+            'pagedserve_queue_wait_seconds{namespace="models",app_kubernetes_io_instance="chat"}))',
             "threshold": "0.5",
             "ignoreNullValues": "false",
         },

@@ -120,8 +120,10 @@ def _trigger(service: InferenceService, name: str, aim: int | str, *, url: str) 
         metadata = {"value": str(aim), "containerName": ENGINE_CONTAINER}
         return {"type": name, "metricType": "Utilization", "metadata": metadata}
     key = service.key
-    # The sum over all engines: KEDA's autoscaler divides it by the target for each.
-    query = f'sum({ENGINE_METRICS[name]}{{namespace="{key.namespace}",{INSTANCE_LABEL}="{key.name}"}})'
+    # The sum over all engines, which KEDA's autoscaler divides by the target for each; one that is scraped by two
+    # monitors, or kept by two Prometheus, counts once.
+    series = f'{ENGINE_METRICS[name]}{{namespace="{key.namespace}",{INSTANCE_LABEL}="{key.name}"}}'
+    query = f"sum(max by (pod) ({series}))"
     threshold = f"{quantity(aim).normalize():f}"
     # No answer is no zero: a Prometheus that has lost the engines would have them scaled down.
     metadata = {"serverAddress": url, "query": query, "threshold": threshold, "ignoreNullValues": "false"}
