@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pagedserve_operator.cluster import Cluster
 from pagedserve_operator.desired import child_keys
 from pagedserve_operator.kinds import AUTOSCALER, KEDA_AUTOSCALER
-from pagedserve_operator.names import Key, selector_labels
+from pagedserve_operator.names import Key, Owner, selector_labels
 from pagedserve_operator.plan import ChildKey
 from pagedserve_operator.spec import Json
 from pagedserve_operator.status import Observation
@@ -19,13 +19,18 @@ from pagedserve_operator.status import Observation
 class World:
     """As it was read, one object after another; ``children`` holds None where there is none."""
 
-    key: Key
+    owner: Owner
     children: Mapping[ChildKey, Json | None]
     pods: tuple[Json, ...]
     strange_autoscalers: tuple[Json, ...]
     """Of other names, with our Deployment as target; what KEDA makes for us isn't among them."""
     made_by_keda: Json | None
     """The autoscaler that KEDA has made of our ScaledObject."""
+
+    @property
+    def key(self) -> Key:
+        """The resource."""
+        return self.owner.key
 
     @property
     def deployment(self) -> Json | None:
@@ -42,14 +47,15 @@ class World:
             deployment=self.deployment,
             pods=self.pods,
             hpa=self.children[AUTOSCALER, self.key.name] or self.made_by_keda,
-            scaled_object=self.children.get((KEDA_AUTOSCALER, self.key.name)),
+            scaled_object=_own_scaled_object(self.children, self.owner),
             foreign_hpas=tuple(scaler["metadata"]["name"] for scaler in self.strange_autoscalers),
             service=self.children["Service", self.key.name],
         )
 
 
-async def observe(cluster: Cluster, key: Key, *, autoscalers: Collection[str]) -> World:
-    """Read the world around ``key``; ``autoscalers`` names those that may scale its Deployment."""
+async def observe(cluster: Cluster, owner: Owner, *, autoscalers: Collection[str]) -> World:
+    """Read the world around a resource; ``autoscalers`` names those that may scale its Deployment."""
+    key = owner.key
     selector = ",".join(f"{label}={value}" for label, value in selector_labels(key.name).items())
     places = child_keys(key.name, await cluster.served_kinds())
     strangers = [(AUTOSCALER, name) for name in sorted(autoscalers) if name != key.name]
@@ -59,9 +65,9 @@ async def observe(cluster: Cluster, key: Key, *, autoscalers: Collection[str]) -
         _get_all(cluster, key, strangers),
     )
     others = [scaler for scaler in scalers.values() if scaler and _targets(scaler, key.name)]
-    kedas = [scaler for scaler in others if _is_kedas(scaler, children.get((KEDA_AUTOSCALER, key.name)))]
+    kedas = [scaler for scaler in others if _is_kedas(scaler, _own_scaled_object(children, owner))]
     return World(
-        key=key,
+        owner=owner,
         children=children,
         pods=tuple(pods),
         strange_autoscalers=tuple(scaler for scaler in others if scaler not in kedas),
@@ -73,6 +79,12 @@ async def _get_all(cluster: Cluster, key: Key, places: Iterable[ChildKey]) -> di
     places = tuple(places)
     found = await asyncio.gather(*(cluster.get(kind, key.namespace, name) for kind, name in places))
     return dict(zip(places, found, strict=True))
+
+
+def _own_scaled_object(children: Mapping[ChildKey, Json | None], owner: Owner) -> Json | None:
+    """None where somebody else's has the name: what KEDA makes of that one is a stranger's."""
+    found = children.get((KEDA_AUTOSCALER, owner.key.name))
+    return found if found is not None and owner.owns(found) else None
 
 
 def _is_kedas(scaler: Json, scaled_object: Json | None) -> bool:

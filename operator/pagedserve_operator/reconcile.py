@@ -19,7 +19,7 @@ from pagedserve_operator.errors import ChildImmutable, TuningError, UserError
 from pagedserve_operator.execute import execute
 from pagedserve_operator.kinds import KEDA_AUTOSCALER
 from pagedserve_operator.metrics import Resources
-from pagedserve_operator.names import KIND, Key
+from pagedserve_operator.names import KIND, Key, Owner
 from pagedserve_operator.observe import World, observe
 from pagedserve_operator.parsing import parse
 from pagedserve_operator.plan import Plan, plan
@@ -96,7 +96,8 @@ class Reconciler:
         raw = await self._cluster.get(KIND, key.namespace, key.name)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             return self._forget(key)
-        world = await observe(self._cluster, key, autoscalers=self._autoscalers_near(key))
+        owner = Owner(key, raw["metadata"]["uid"])
+        world = await observe(self._cluster, owner, autoscalers=self._autoscalers_near(key))
         verdict = await self._decide(raw, world)
         # At once: a node that comes while the rest is written should wake this key.
         self._remember(key, verdict)

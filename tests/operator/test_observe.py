@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 from pagedserve_operator.kinds import AUTOSCALER, KEDA_AUTOSCALER, OPTIONAL
-from pagedserve_operator.names import Key
+from pagedserve_operator.names import Key, Owner
 from pagedserve_operator.observe import World, observe
 
 JSON = dict[str, Any]
-CHAT = Key("models", "chat")
+CHAT = Owner(Key("models", "chat"), "isvc")
 
 
 class Objects:
@@ -41,7 +41,12 @@ def scaler(name: str, *, owner: str = "", target: str = "chat") -> JSON:
     }
 
 
-SCALED_OBJECT: JSON = {"kind": KEDA_AUTOSCALER, "metadata": {"name": "chat", "uid": "so"}}
+SCALED_OBJECT: JSON = {
+    "kind": KEDA_AUTOSCALER,
+    "metadata": {"name": "chat", "uid": "so", "ownerReferences": [CHAT.reference()]},
+}
+THEIRS: JSON = {"kind": KEDA_AUTOSCALER, "metadata": {"name": "chat", "uid": "so"}}
+"""Somebody else's, of the name that ours would have."""
 
 
 def test_ours_is_no_stranger() -> None:
@@ -68,3 +73,11 @@ def test_what_keda_makes_of_another_one_is_a_stranger() -> None:
     assert seen.foreign_hpas == ("keda-hpa-other",)
     assert seen.hpa is None
     assert observed(scaler("keda-hpa-chat", owner="so")).observation().foreign_hpas == ("keda-hpa-chat",)
+
+
+def test_a_scaled_object_of_our_name_is_ours_by_its_owner_alone() -> None:
+    """PAINS 18."""
+    seen = observed(THEIRS, scaler("keda-hpa-chat", owner="so")).observation()
+    assert seen.foreign_hpas == ("keda-hpa-chat",)
+    assert seen.hpa is None
+    assert seen.scaled_object is None
