@@ -38,6 +38,10 @@ class World:
     def look(self, publisher: Publisher | None = None, *, leading: bool = True) -> Published:
         return asyncio.run((publisher or self.publisher).look(leading=leading))
 
+    def settled(self, publisher: Publisher | None = None) -> Published:
+        """What the leader sees once it has written, and read back what is trusted, twice."""
+        return [self.look(publisher) for _ in range(3)][-1]
+
     def secret(self) -> JSON | None:
         return self.server.objects.get(("Secret", "ops", SECRET))
 
@@ -52,10 +56,11 @@ class World:
 
 def test_the_leader_makes_certificates_and_registers_then_writes_nothing_more() -> None:
     world = World(ROLE_OBJECT)
-    first = world.look()
-    assert first.certificates is not None
-    assert world.trusted() == first.certificates.trusted
+    assert world.look().certificates is None, "the API server hasn't been seen to trust them"
     assert world.server.writes == {"apply Secret": 1, "apply APIService": 1}
+    second = world.look()
+    assert second.certificates is not None
+    assert world.trusted() == second.certificates.trusted
     for _ in range(5):
         assert world.look().certificates is not None
     assert world.server.writes == {"apply Secret": 1, "apply APIService": 1}
@@ -82,7 +87,7 @@ def test_who_does_not_lead_writes_nothing_and_reads_everything() -> None:
     world = World(ROLE_OBJECT)
     assert world.look(leading=False).certificates is None
     assert not world.server.writes
-    led = world.look()
+    led = world.settled()
     other = world.look(world.replica(), leading=False)
     assert other.certificates is not None
     assert led.certificates is not None
@@ -120,7 +125,7 @@ def test_turned_off_ours_is_withdrawn_and_no_other() -> None:
 
 def test_a_renewed_certificate_needs_no_new_registration() -> None:
     world = World(ROLE_OBJECT)
-    before = world.look().certificates
+    before = world.settled().certificates
     world.now += SERVING_LASTS * 0.7
     after = world.look().certificates
     assert before is not None
@@ -131,13 +136,14 @@ def test_a_renewed_certificate_needs_no_new_registration() -> None:
 
 def test_a_new_authority_is_published_beside_the_old_one_before_it_signs() -> None:
     world = World(ROLE_OBJECT)
-    before = world.look().certificates
+    before = world.settled().certificates
     assert before is not None
     world.now += AUTHORITY_LASTS * 0.7
     announced = world.look().certificates
     assert announced is not None
     assert announced.authority.certificate == before.authority.certificate
     assert len(world.trusted()) == 2
+    world.look()
     world.now += timedelta(minutes=10)
     signing = world.look().certificates
     assert signing is not None
@@ -155,7 +161,7 @@ def test_a_secret_that_is_lost_or_broken_is_made_anew_and_the_old_authority_stay
     loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(ROLE_OBJECT)
-    before = world.look().certificates
+    before = world.settled().certificates
     secret = world.secret()
     assert before is not None
     assert secret is not None
@@ -169,10 +175,39 @@ def test_a_secret_that_is_lost_or_broken_is_made_anew_and_the_old_authority_stay
         world.server.put({**secret, "data": {**secret["data"], "ca.key": "@"}})
     with caplog.at_level(logging.WARNING):
         assert world.look(world.replica(), leading=False).certificates is None
-        after = world.look().certificates
+        after = world.settled(world.replica()).certificates
     assert after is not None
     assert set(world.trusted()) == {before.authority.certificate, after.authority.certificate}
     assert ("is broken and is made anew" in caplog.text) == (loss != "deleted")
+
+
+def test_a_new_authority_is_shown_by_nobody_who_has_not_seen_it_trusted_for_a_look() -> None:
+    world = World(ROLE_OBJECT)
+    leader, follower = world.replica(), world.replica()
+    world.settled(leader)
+    for _ in range(2):
+        assert world.look(follower, leading=False).certificates is not None
+    del world.server.objects["Secret", "ops", SECRET]
+    assert world.look(leader).certificates is None
+    assert len(world.trusted()) == 2
+    # The one has been told by the API server for the first time now, the other has told it a moment ago.
+    assert world.look(follower, leading=False).certificates is None
+    assert world.look(leader).certificates is None
+    for publisher, leading in ((follower, False), (leader, True)):
+        shown = world.look(publisher, leading=leading).certificates
+        assert shown is not None
+        assert shown.authority.certificate == world.trusted()[0]
+
+
+def test_a_secret_of_another_authority_is_never_shown() -> None:
+    world, other = World(ROLE_OBJECT), World(ROLE_OBJECT)
+    world.settled()
+    other.settled()
+    stolen = other.secret()
+    assert stolen is not None
+    world.server.put(stolen)
+    for _ in range(3):
+        assert world.look(leading=False).certificates is None
 
 
 def test_a_write_that_may_not_begin_leaves_everything_as_it_is() -> None:

@@ -167,7 +167,7 @@ class MetricsApi:
             cure = "give it the rules of manifests/prometheus-adapter, or set spec.autoscaling.backend to KEDA"
             self._say("foreign", f"{GROUP} is served by {published.foreign}: {cure}")
         elif self._listener.identity is None:
-            self._say("starting", "the operator that leads has made no certificates yet")
+            self._say("starting", "the operator that leads has published no certificates yet")
         else:
             self._say("troubled" if published.trouble else "serving", published.trouble)
 

@@ -17,6 +17,7 @@ from pagedserve_operator.errors import Rejected
 from pagedserve_operator.kinds import KINDS
 from pagedserve_operator.metrics_api.certificates import (
     BrokenCertificates,
+    Certificate,
     Certificates,
     read_certificates,
     renewed,
@@ -64,7 +65,7 @@ class Published:
     """What stands there now."""
 
     certificates: Certificates | None
-    """None: not made yet, or broken."""
+    """What to serve with; None: none is made, or API servers may not have heard of its authority yet."""
     foreign: str
     """Who else serves the API; empty: nobody."""
     trouble: str
@@ -80,6 +81,8 @@ class Publisher:
         self._now = now
         self._names = (f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.cluster.local")
         self._broken = ""
+        self._trusted: frozenset[Certificate] = frozenset()
+        """By the API server, when last looked at."""
 
     async def look(self, *, leading: bool) -> Published:
         """What is published, once it is as it should be; without ``leading`` nothing is written. Raises ApiError."""
@@ -94,7 +97,8 @@ class Publisher:
         else:
             held = await self._renew(held, secret, registered)
             await self._register(held, registered)
-        return Published(certificates=held, foreign=decision.foreign, trouble=trouble_of(registered[NAME]))
+        usable = held if self._is_trusted(held, registered) else None
+        return Published(certificates=usable, foreign=decision.foreign, trouble=trouble_of(registered[NAME]))
 
     async def withdraw(self) -> None:
         """Take our registration back where there is one. Raises ApiError."""
@@ -129,6 +133,15 @@ class Publisher:
         if decision.apply is not None:
             logger.info("APIService %s is registered", NAME)
             await self._objects.apply(decision.apply, manager=FIELD_MANAGER, planned_on=registered[NAME])
+
+    def _is_trusted(self, held: Certificates | None, registered: Registered) -> bool:
+        """Whether the API servers, each of which hears of it in its own time, have trusted these since the last look.
+
+        A replica that has just started shows nothing else meanwhile, and goes by this look alone.
+        """
+        trusted = frozenset(published(registered[NAME], self._namespace))
+        before, self._trusted = self._trusted or trusted, trusted
+        return held is not None and held.authority.certificate in trusted & before
 
     async def _owner(self) -> Json | None:
         try:
