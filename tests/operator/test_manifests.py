@@ -11,10 +11,11 @@ from bundle import BUNDLE, files, render
 from control_cluster import Cluster
 from crd import ROOT
 from manifest_files import MANIFESTS, Manifests, built, bundle, container
+from pagedserve_operator.assembly import WATCHES_END_SECONDS
 from pagedserve_operator.config import OperatorConfig, read_config
 from pagedserve_operator.kinds import KINDS
 from pagedserve_operator.metrics import Metrics
-from pagedserve_operator.metrics_api import authentication, publishing, registration
+from pagedserve_operator.metrics_api import authentication, listener, publishing, registration
 from pagedserve_operator.names import LEASE_NAME
 from pagedserve_operator.workqueue import WorkQueue
 
@@ -70,6 +71,14 @@ def test_the_probes_ask_the_port_that_is_served() -> None:
         "livenessProbe": ("/healthz", "metrics"),
         "readinessProbe": ("/readyz", "metrics"),
     }
+
+
+def test_a_pod_that_goes_serves_until_proxies_know_and_has_time_to_end_afterwards() -> None:
+    pod = bundle()["Deployment", "pagedserve-operator"]["spec"]["template"]["spec"]
+    waits = container(bundle())["lifecycle"]["preStop"]["sleep"]["seconds"]
+    grace = pod.get("terminationGracePeriodSeconds", 30)
+    assert waits >= 5
+    assert grace - waits > listener.ENDING_SECONDS + WATCHES_END_SECONDS
 
 
 def test_the_metrics_api_is_where_its_registration_says() -> None:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -211,30 +212,38 @@ def test_discovery_names_the_metrics_and_unknown_ones_are_told(installed: Instal
 
 
 def test_a_lost_secret_is_made_anew_while_requests_run_and_none_fails(installed: Installation) -> None:
-    client, over = installed.client, Event()
+    client = installed.client
+    before = client.get("v1", "Secret", SECRET, namespace=NAMESPACE)["data"]
+    with asking(installed) as failures:
+        client.delete("v1", "Secret", SECRET, namespace=NAMESPACE)
+        made = client.wait(lambda: client.find("v1", "Secret", SECRET, namespace=NAMESPACE), "it is made anew")
+        assert made["data"]["ca.crt"] != before["ca.crt"]
+        for pod in installed.operators():
+            client.wait(lambda pod=pod: shown_by(pod) == made["data"]["tls.crt"], "each replica shows the new one")
+    assert failures == []
 
-    def ask() -> list[str]:
-        own, failures = installed.plane.client(), []
+
+@contextmanager
+def asking(installed: Installation) -> Iterator[list[str]]:
+    """Three clients ask all the time; the list holds their failures afterwards."""
+    over, failures = Event(), list[str]()
+
+    def ask() -> None:
+        own = installed.plane.client()
         while not over.wait(0.02):
             try:
                 installed.values(WAITING, client=own)
             except (ApiError, OSError) as failure:
                 failures.append(str(failure))
-        return failures
 
-    before = client.get("v1", "Secret", SECRET, namespace=NAMESPACE)["data"]
     with ThreadPoolExecutor() as pool:
-        asking = [pool.submit(ask) for _ in range(3)]
+        tasks = [pool.submit(ask) for _ in range(3)]
         try:
-            client.delete("v1", "Secret", SECRET, namespace=NAMESPACE)
-            made = client.wait(lambda: client.find("v1", "Secret", SECRET, namespace=NAMESPACE), "it is made anew")
-            assert made["data"]["ca.crt"] != before["ca.crt"]
-            for pod in installed.operators():
-                client.wait(lambda pod=pod: shown_by(pod) == made["data"]["tls.crt"], "each replica shows the new one")
+            yield failures
         finally:
             over.set()
-        failures = [failure for task in asking for failure in task.result()]
-    assert failures == []
+        for task in tasks:
+            task.result()
 
 
 def shown_by(pod: JSON) -> str:
@@ -274,10 +283,14 @@ def test_each_replica_serves_and_one_is_enough(installed: Installation) -> None:
     steer(engine, waiting=2)
     expected = {engine["metadata"]["name"]: "2"}
     assert len(installed.operators()) == 2
-    for pod in installed.operators():
-        client.delete("v1", "Pod", pod["metadata"]["name"], namespace=NAMESPACE)
-        client.wait(lambda: installed.values(WAITING, "lasting") == expected, "the other one answers")
-        client.wait(lambda: len(installed.operators()) == 2, "there are two again", seconds=SECONDS)
+    with asking(installed) as failures:
+        for pod in installed.operators():
+            name = pod["metadata"]["name"]
+            client.delete("v1", "Pod", name, namespace=NAMESPACE)
+            assert installed.values(WAITING, "lasting") == expected, "the other one answers"
+            client.wait_gone("v1", "Pod", name, namespace=NAMESPACE)
+            client.wait(lambda: len(installed.operators()) == 2, "there are two again", seconds=SECONDS)
+    assert failures == []
 
 
 def test_a_restart_of_the_api_server_changes_nothing(installed: Installation) -> None:
