@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 import pytest
@@ -194,30 +196,76 @@ def test_the_same_identity_changes_nothing() -> None:
         await world.use(held)
         async with world.session(to_pem(held.trusted)) as session:
             assert await get(session) == 200
-            before = list(world.listener._servers)
+            before = world.listener._context
             await world.use(read_certificates(held.data()))
-            assert world.listener._servers == before
+            assert world.listener._context is before
             assert await get(session) == 200
 
     run(story)
 
 
-def test_who_shows_no_certificate_is_hung_up_on_at_the_second_sweep() -> None:
+def test_who_shows_no_certificate_is_not_heard() -> None:
     async def story(world: World) -> None:
         held = certificates()
         await world.use(held)
-        stranger, its_writer = await open_connection(world, held, None)
-        known, known_writer = await open_connection(world, held, OLD.client())
-        world.listener.sweep()
-        assert not stranger.at_eof()
-        world.listener.sweep()
-        assert await stranger.read() == b""
-        known_writer.write(QUESTION)
-        assert (await known.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
-        for writer in (its_writer, known_writer):
+        async with world.session(to_pem(held.trusted), None) as session:
+            with pytest.raises((aiohttp.ClientError, OSError)):
+                await get(session)
+        assert not world.entered.is_set()
+
+    run(story)
+
+
+def test_who_never_shakes_hands_makes_room_for_whoever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_HANDSHAKES", 2)
+
+    async def story(world: World) -> None:
+        held = certificates()
+        await world.use(held)
+        silent = [await asyncio.open_connection("127.0.0.1", world.listener.port) for _ in range(8)]
+        async with world.session(to_pem(held.trusted)) as session:
+            assert await get(session) == 200
+        # One more is the place that the client had.
+        for reader, _ in silent[:-2]:
+            assert await reader.read() == b""
+        assert len(world.listener._handshakes) <= 2
+        for _, writer in silent:
             writer.close()
 
     run(story)
+
+
+def test_a_handshake_that_lasts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.05)
+
+    async def story(world: World) -> None:
+        await world.use(certificates())
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.listener.port)
+        assert await reader.read() == b""
+        writer.close()
+
+    run(story)
+
+
+def test_a_system_without_room_is_waited_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(module, "ACCEPT_AGAIN_SECONDS", 0.01)
+
+    async def story(world: World) -> None:
+        held, loop = certificates(), asyncio.get_running_loop()
+        accept, refusals = loop.sock_accept, [OSError(24, "Too many open files")]
+
+        async def accepting(listening: socket.socket) -> tuple[socket.socket, Any]:
+            if refusals:
+                raise refusals.pop()
+            return await accept(listening)
+
+        monkeypatch.setattr(loop, "sock_accept", accepting)
+        await world.use(held)
+        async with world.session(to_pem(held.trusted)) as session:
+            assert await get(session) == 200
+
+    run(story)
+    assert "Too many open files" in caplog.text
 
 
 def test_only_so_many_connections_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_only_the_api_server_may_ask_and_only_for_those_who_may(installed: Insta
     asks = {
         "as the API server, for somebody who may": (front_proxy.client(), "viewer", 200),
         "as the API server, for somebody who may not": (front_proxy.client(), "nobody", 403),
-        "without a certificate": (None, "viewer", 401),
+        "without a certificate": (None, "viewer", 0),
         "as another of the same authority": (front_proxy.client("kubelet"), "viewer", 401),
         "as the API server of another cluster": (Authority.new().client(), "viewer", 0),
     }

@@ -1,19 +1,20 @@
 """The HTTPS side: certificates and trusted authorities are replaced while connections come and go.
 
-Each renewal listens anew on the same socket, with a TLS context of its own, so that no connection is ever refused. A
-connection of before ends with its next answer, or without one where its client was verified by an authority that isn't
-trusted any more: clients then ask again on a new one. Whoever shows no certificate at all is soon hung up on.
+Each renewal is a TLS context of its own for the connections that come, so that none is ever refused. A connection of
+before ends with its next answer, or without one where its client was verified by an authority that isn't trusted any
+more: clients then ask again on a new one. Whoever shows no certificate gets no further than the handshake, and costs
+no more than a place in a queue of handshakes that the newest always enters.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from aiohttp import web
@@ -21,10 +22,15 @@ from aiohttp.typedefs import Handler, Middleware
 
 from pagedserve_operator.metrics_api.certificates import Pair, to_pem
 
+logger = logging.getLogger(__name__)
+
 MOST_CONNECTIONS: Final = 256
+"""Of clients whose certificate has been verified."""
+MOST_HANDSHAKES: Final = 64
+"""Under way at once, each a quarter of a MiB. One more ends the oldest: the API server's take milliseconds."""
 HANDSHAKE_SECONDS: Final = 10.0
-STRANGER_SECONDS: Final = 10.0
-"""A connection without a client certificate is closed after so long, and before twice as long."""
+ACCEPT_AGAIN_SECONDS: Final = 1.0
+"""After the system had no room for a connection."""
 LONGEST_LINE: Final = 32_768
 """Bytes of a request's first line, which carries selectors, and of a header, which may carry names of groups."""
 MOST_HEADERS: Final = 2_000
@@ -58,13 +64,12 @@ class Listener:
         )
         self._place = (host, port)
         self._socket: socket.socket | None = None
-        self._servers: list[asyncio.Server] = []
-        """The newest last; more than one while they are changed over."""
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        """The oldest first."""
         self._identity: Identity | None = None
         self._context: ssl.SSLContext | None = None
         self._authorities: WeakKeyDictionary[ssl.SSLContext, str] = WeakKeyDictionary()
-        self._strangers: set[Any] = set()
-        self._sweeping: asyncio.Task[None] | None = None
 
     @property
     def identity(self) -> Identity | None:
@@ -82,64 +87,63 @@ class Listener:
             return
         context = _context(identity)
         if self._socket is None:
-            await self._open()
-        assert self._socket is not None
-        server = await asyncio.get_running_loop().create_server(
-            self._protocol(),
-            sock=self._socket.dup(),
-            ssl=context,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            start_serving=False,
-        )
-        # Known to close() from here on, whenever this is cancelled.
-        self._servers.append(server)
-        self._identity, self._context = identity, context
+            self._socket = await self._open()
         self._authorities[context] = identity.client_authority
-        await server.start_serving()
-        while len(self._servers) > 1:
-            await _end(self._servers[0])
-            del self._servers[0]
+        self._identity, self._context = identity, context
+        if self._accepting is None:
+            self._accepting = asyncio.create_task(self._accept(self._socket), name="metrics API")
 
     async def close(self) -> None:
         """Stop listening; requests under way have a few seconds."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
-        for server in self._servers:
-            server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            # A handshake that never began would leave its connection open: each has begun a turn after it was accepted.
+            await asyncio.gather(self._accepting, asyncio.sleep(0), return_exceptions=True)
+        handshakes = list(self._handshakes)
+        for task in handshakes:
+            task.cancel()
+        await asyncio.gather(*handshakes, return_exceptions=True)
         if self._socket is not None:
             self._socket.close()
         await self._runner.cleanup()
 
-    async def _open(self) -> None:
+    async def _open(self) -> socket.socket:
+        if self._runner.server is None:
+            await self._runner.setup()
         host, port = self._place
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         opened = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
         opened.setblocking(False)
-        self._socket = opened
-        await self._runner.setup()
-        self._sweeping = asyncio.create_task(self._sweep(), name="strangers")
+        return opened
 
-    def _protocol(self) -> Callable[[], asyncio.Protocol]:
+    async def _accept(self, listening: socket.socket) -> None:
         server = self._runner.server
         assert server is not None
-
-        def accept() -> asyncio.Protocol:
-            return _Refused() if len(server.connections) >= MOST_CONNECTIONS else server()
-
-        return accept
-
-    async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(STRANGER_SECONDS)
-            self.sweep()
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            except OSError as error:
+                logger.warning("the metrics API can't take a connection: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
+            if len(server.connections) >= MOST_CONNECTIONS:
+                connection.close()
+                continue
+            if len(self._handshakes) >= MOST_HANDSHAKES:
+                oldest = next(iter(self._handshakes))
+                oldest.cancel()
+                del self._handshakes[oldest]
+            task = asyncio.create_task(self._shake_hands(connection, server))
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
-    def sweep(self) -> None:
-        """Hang up on those who were there without a certificate at the last sweep already."""
-        nameless = {connection for connection in self._connections() if not _has_certificate(connection)}
-        for connection in nameless & self._strangers:
-            connection.force_close()
-        self._strangers = nameless
+    async def _shake_hands(self, connection: socket.socket, server: web.Server) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                server, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except OSError as error:
+            logger.debug("a connection to the metrics API fails: %s", error)
 
     def outdates(self, transport: asyncio.WriteTransport) -> bool:
         """Whether the connection began under an earlier identity."""
@@ -150,10 +154,6 @@ class Listener:
         context = transport.get_extra_info("sslcontext")
         current = None if self._identity is None else self._identity.client_authority
         return context is None or self._authorities.get(context) != current
-
-    def _connections(self) -> list[Any]:
-        server = self._runner.server
-        return [] if server is None else server.connections
 
 
 def _ending_outdated(listener: Listener) -> Middleware:
@@ -172,31 +172,10 @@ def _ending_outdated(listener: Listener) -> Middleware:
     return middleware
 
 
-async def _end(server: asyncio.Server) -> None:
-    """Stop accepting; who has been accepted a moment ago is still served."""
-    for listening in server.sockets:
-        asyncio.get_running_loop().remove_reader(listening.fileno())
-    # A connection is attached to its server one turn after it was accepted, which a closed one doesn't take.
-    await asyncio.sleep(0)
-    server.close()
-
-
-class _Refused(asyncio.Protocol):
-    """One connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
-def _has_certificate(connection: Any) -> bool:
-    return connection.transport is not None and bool(connection.transport.get_extra_info("peercert"))
-
-
 def _context(identity: Identity) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Whoever shows none is told so in HTTP; whoever shows a bad one doesn't get that far.
-    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.load_verify_locations(cadata=identity.client_authority)
     # Python's ssl reads keys from files only.
