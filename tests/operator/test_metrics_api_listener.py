@@ -302,6 +302,24 @@ def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
     run(story)
 
 
+def test_it_opens_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        held = certificates()
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="no room"):
+
+            async def fails(_: web.AppRunner) -> None:
+                raise OSError("no room")
+
+            patched.setattr(web.AppRunner, "setup", fails)
+            await world.use(held)
+        assert (world.listener.port, world.listener.identity) == (0, None)
+        await world.use(held)
+        async with world.session(to_pem(held.trusted)) as session:
+            assert await get(session) == 200
+
+    run(story)
+
+
 def test_an_authority_that_is_none_is_refused() -> None:
     async def story(world: World) -> None:
         with pytest.raises(OSError, match=r"."):
