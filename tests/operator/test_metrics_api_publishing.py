@@ -153,7 +153,7 @@ def test_a_new_authority_is_published_beside_the_old_one_before_it_signs() -> No
     world.look()
     assert world.trusted() == (signing.authority.certificate,)
     rows = world.server.secret_rows(SECRET, "ops")
-    assert set(rows) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
+    assert {name for name, row in rows.items() if row} == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
 
 
 @pytest.mark.parametrize("loss", ["deleted", "emptied", "half of it lost", "not base64"])
@@ -197,6 +197,34 @@ def test_a_new_authority_is_shown_by_nobody_who_has_not_seen_it_trusted_for_a_lo
         shown = world.look(publisher, leading=leading).certificates
         assert shown is not None
         assert shown.authority.certificate == world.trusted()[0]
+
+
+@pytest.mark.parametrize("added", ["garbage", "the authority once more"])
+def test_rows_that_somebody_else_has_added_are_mended_once(added: str) -> None:
+    world = World(ROLE_OBJECT)
+    world.settled()
+    world.now += timedelta(hours=1)
+    secret = world.secret()
+    assert secret is not None
+    rows = dict(secret["data"])
+    if added == "garbage":
+        rows["coming-ca.crt"] = base64.b64encode(b"nonsense").decode()
+    else:
+        rows |= {f"coming-ca.{part}": rows[f"ca.{part}"] for part in ("crt", "key")}
+    world.server.put({**secret, "data": rows})
+    world.server.objects["Secret", "ops", SECRET]["metadata"]["managedFields"] = without_coming(secret)
+    for _ in range(5):
+        world.look()
+    assert world.server.writes["apply Secret"] == 2
+    assert len(set(world.trusted())) <= 2
+    assert world.look().certificates is not None
+
+
+def without_coming(secret: JSON) -> list[JSON]:
+    """Its field owners, but for the rows that somebody else has written."""
+    (entry,) = secret["metadata"]["managedFields"]
+    owned = {name: tree for name, tree in entry["fieldsV1"]["f:data"].items() if not name.startswith("f:coming")}
+    return [{**entry, "fieldsV1": {**entry["fieldsV1"], "f:data": owned}}]
 
 
 def test_a_secret_of_another_authority_is_never_shown() -> None:

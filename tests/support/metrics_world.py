@@ -14,6 +14,7 @@ from typing import Any
 
 from children import field_tree
 from control_certificates import FRONT_PROXY, Authority, Signed
+from pagedserve_operator.drift import owned_fields
 from pagedserve_operator.errors import ApiError, Conflict
 from pagedserve_operator.metrics_api.authentication import CONFIG_MAP, NAMESPACE
 from pagedserve_operator.names import child_labels
@@ -119,6 +120,10 @@ class FakeServer:
         uid = f"uid-{self._version}" if existing is None else existing["metadata"]["uid"]
         own = {"uid": uid, "resourceVersion": str(self._version), "managedFields": [entry]}
         self.objects[place] = copy.deepcopy({**(existing or {}), **manifest})
+        if existing is not None and manifest["kind"] == "Secret":
+            owned = owned_fields(existing, manager).get("f:data", {})
+            kept = {name: row for name, row in (existing["data"] or {}).items() if f"f:{name}" not in owned}
+            self.objects[place]["data"] = {**kept, **manifest["data"]}
         self.objects[place]["metadata"].update(own)
         self._written.set()
         return copy.deepcopy(self.objects[place])

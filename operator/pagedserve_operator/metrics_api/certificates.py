@@ -64,17 +64,16 @@ class Certificates:
         return (self.authority.certificate, *coming, *self.retired)
 
     def data(self) -> dict[str, bytes]:
-        """As a Secret keeps them."""
-        rows = {
+        """As a Secret keeps them: every row, the empty ones, too, so that none of somebody else's is left among them."""
+        return {
             "ca.crt": to_pem([self.authority.certificate]),
             "ca.key": self.authority.key_pem(),
             "tls.crt": to_pem([self.serving.certificate]),
             "tls.key": self.serving.key_pem(),
+            "coming-ca.crt": b"" if self.coming is None else to_pem([self.coming.certificate]),
+            "coming-ca.key": b"" if self.coming is None else self.coming.key_pem(),
             "retired-ca.crt": to_pem(self.retired),
         }
-        if self.coming is not None:
-            rows |= {"coming-ca.crt": to_pem([self.coming.certificate]), "coming-ca.key": self.coming.key_pem()}
-        return {name: row for name, row in rows.items() if row}
 
 
 def read_certificates(data: dict[str, bytes]) -> Certificates:
@@ -82,7 +81,7 @@ def read_certificates(data: dict[str, bytes]) -> Certificates:
     return Certificates(
         authority=_read_pair(data, "ca"),
         serving=_read_pair(data, "tls"),
-        coming=_read_pair(data, "coming-ca") if "coming-ca.crt" in data else None,
+        coming=_read_pair(data, "coming-ca") if data.get("coming-ca.crt") else None,
         retired=read_pem(data.get("retired-ca.crt", b"")),
     )
 
