@@ -302,16 +302,17 @@ def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
     run(story)
 
 
+async def no_room(_: web.AppRunner) -> None:
+    raise OSError("no room")
+
+
 def test_it_opens_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         held = certificates()
-        with monkeypatch.context() as patched, pytest.raises(OSError, match="no room"):
-
-            async def fails(_: web.AppRunner) -> None:
-                raise OSError("no room")
-
-            patched.setattr(web.AppRunner, "setup", fails)
-            await world.use(held)
+        with monkeypatch.context() as patched:
+            patched.setattr(web.AppRunner, "setup", no_room)
+            with pytest.raises(OSError, match="no room"):
+                await world.use(held)
         assert (world.listener.port, world.listener.identity) == (0, None)
         await world.use(held)
         async with world.session(to_pem(held.trusted)) as session:

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
+from pagedserve_operator.fields import quantity
+from pagedserve_operator.metrics_api.documents import quantity_of
 from pagedserve_operator.metrics_api.values import Reading, read_numbers
 
 NAMES = ("pagedserve_requests_waiting", "pagedserve_queue_wait_seconds")
@@ -24,9 +26,15 @@ def test_the_gauges_that_are_asked_for_are_read() -> None:
     assert read_numbers(text, NAMES) == {"pagedserve_requests_waiting": 3, "pagedserve_queue_wait_seconds": 0.25}
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_missing(number: float) -> None:
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e25, -1e15])
+def test_what_can_be_no_quantity_is_missing(number: float) -> None:
     assert read_numbers(exposition(requests_waiting=number), NAMES) == {}
+
+
+@pytest.mark.parametrize("number", [999e12, -999e12])
+def test_the_largest_numbers_are_quantities(number: float) -> None:
+    (read,) = read_numbers(exposition(requests_waiting=number), NAMES).values()
+    assert quantity(quantity_of(read)) == int(number)
 
 
 def test_a_metric_that_is_not_there_is_missing_and_not_zero() -> None:

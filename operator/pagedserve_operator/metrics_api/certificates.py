@@ -64,7 +64,7 @@ class Certificates:
         return (self.authority.certificate, *coming, *self.retired)
 
     def data(self) -> dict[str, bytes]:
-        """As a Secret keeps them: every row, the empty ones, too, so that none of somebody else's is left among them."""
+        """As a Secret keeps them: every row, empty ones, too, so that none of somebody else's is left among them."""
         return {
             "ca.crt": to_pem([self.authority.certificate]),
             "ca.key": self.authority.key_pem(),

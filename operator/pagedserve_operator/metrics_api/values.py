@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
+
+LARGEST: Final = 1e15
+"""Well within what a quantity of thousandths holds, in 64 bits; no engine has anything of that number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Reading:
 
 
 def read_numbers(text: str, names: Collection[str]) -> dict[str, float]:
-    """Those of ``names`` that the text in Prometheus' format has; what isn't finite is missing. Raises ValueError."""
+    """Those of ``names`` that the text in Prometheus' format has, but for LARGEST and above; raises ValueError."""
     # An engine shows some hundred series, most of them histograms: only the lines that are asked for are parsed.
     lines = [line for line in text.splitlines() if line.startswith(tuple(names))]
     samples = (
@@ -42,5 +45,5 @@ def read_numbers(text: str, names: Collection[str]) -> dict[str, float]:
     return {
         sample.name: sample.value
         for sample in samples
-        if sample.name in names and not sample.labels and math.isfinite(sample.value)
+        if sample.name in names and not sample.labels and abs(sample.value) < LARGEST
     }
