@@ -213,6 +213,48 @@ def test_what_passes_by_itself_changes_nothing_that_is_told(failure: Exception) 
     run(story)
 
 
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(Unavailable("10.0.0.1 is away"), "doesn't answer"), (Unavailable("etcd", status=500), "status 500")],
+)
+@pytest.mark.parametrize("metrics_api", ["true", "false"])
+def test_what_does_not_pass_is_told_after_a_minute_and_logged_once(
+    failure: ApiError, told: str, metrics_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(world: World) -> None:
+        replica = world.replica(CONFIG.derive(metrics_api=metrics_api))
+        begin = replica.state
+        world.server.refusals |= {"ConfigMap": failure, "APIService": failure}
+        for seconds in (0, 30, 29, 1, 600):
+            world.now += timedelta(seconds=seconds)
+            await replica.look()
+            assert replica.state == ("troubled" if seconds in (1, 600) else begin)
+        assert told in replica.trouble
+        world.server.refusals.clear()
+        for _ in range(2):
+            await replica.look()
+        assert replica.state == ("serving" if metrics_api == "true" else "off")
+
+    with caplog.at_level(logging.INFO):
+        run(story)
+    assert len([record for record in caplog.records if "looked at again" in record.message]) == 1
+    assert len([record for record in caplog.records if told in record.message]) == 1
+
+
+def test_what_passes_now_and_then_is_no_trouble() -> None:
+    async def story(world: World) -> None:
+        replica = await world.served()
+        for _ in range(5):
+            world.server.refusals["Secret"] = Unavailable("away")
+            world.now += timedelta(seconds=50)
+            await replica.look()
+            world.server.refusals.clear()
+            await replica.look()
+        assert replica.state == "serving"
+
+    run(story)
+
+
 def test_a_bug_of_ours_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def story(world: World) -> None:
         replica = world.replica()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
 from pagedserve_operator.config import OperatorConfig
@@ -33,6 +33,9 @@ LOOK_SECONDS: Final = 10.0
 """Between two looks at what is published: a renewal reaches every replica within this time."""
 STARTING_SECONDS: Final = 1.0
 """The same until there is something to serve with."""
+
+BORNE: Final = timedelta(seconds=60)
+"""How long an API server that fails is no trouble: it restarts, or is overloaded for a moment."""
 
 State = Literal["off", "starting", "serving", "foreign", "troubled"]
 """As metrics.METRICS_API_STATES lists them."""
@@ -87,7 +90,9 @@ class MetricsApi:
         )
         self._listener = Listener(application(parts), host=config.metrics_api_host, port=config.metrics_api_port)
         self._front_proxy: FrontProxy | None = None
+        self._now = now
         self._withdrew = False
+        self._failing_since: datetime | None = None
         self.state: State = "starting" if config.serves_metrics_api else "off"
         self.trouble = _why_off(config)
 
@@ -136,8 +141,8 @@ class MetricsApi:
         except Rejected as error:
             self._say("troubled", f"the API server refuses what the operator needs for it: {error}")
         except ApiError as error:
-            # It passes by itself, and its words change from try to try.
-            logger.info("the metrics API is looked at again later: %s", error)
+            self._bear(error)
+            return
         except OSError as error:
             port = self._config.metrics_api_port
             self._say("troubled", f"it can't be served on METRICS_API_PORT {port}: {error.strerror or error}")
@@ -145,6 +150,7 @@ class MetricsApi:
             # A bug of ours here must not end the reconciling of resources.
             logger.exception("looking after the metrics API failed")
             self._say("troubled", "the operator's log says why")
+        self._failing_since = None
 
     async def _stay_off(self) -> None:
         """Once in each term as leader; an operator of one namespace has no say in it."""
@@ -155,6 +161,7 @@ class MetricsApi:
             with suppress(Rejected):
                 await self._publisher.withdraw()
             self._withdrew = True
+        self._say("off", _why_off(self._config))
 
     async def _serve(self) -> None:
         front_proxy = read_front_proxy(await self._server.get("ConfigMap", NAMESPACE, CONFIG_MAP))
@@ -170,6 +177,15 @@ class MetricsApi:
             self._say("starting", "the operator that leads has published no certificates yet")
         else:
             self._say("troubled" if published.trouble else "serving", published.trouble)
+
+    def _bear(self, error: ApiError) -> None:
+        """It may pass by itself, and its words change from try to try."""
+        if self._failing_since is None:
+            self._failing_since = self._now()
+            logger.info("the metrics API is looked at again later: %s", error)
+        if self._now() - self._failing_since >= BORNE:
+            answer = f"answers with status {error.status}" if error.status else "doesn't answer"
+            self._say("troubled", f"the API server {answer} when it is asked for what the operator needs for it")
 
     def _say(self, state: State, trouble: str) -> None:
         if (state, trouble) != (self.state, self.trouble):
