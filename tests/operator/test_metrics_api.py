@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -180,9 +181,16 @@ def no_rights(world: World) -> None:
     world.server.refusals["Secret"] = Rejected("secrets is forbidden", status=403)
 
 
+def bad_authority(world: World) -> None:
+    row = authentication(FRONT_PROXY)
+    row["data"]["requestheader-client-ca-file"] = "-----BEGIN CERTIFICATE-----\nnonsense"
+    world.server.put(row)
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
+        (bad_authority, "authority in ConfigMap kube-system/extension-apiserver-authentication can't be used"),
         (unavailable, "MissingEndpoints"),
         (no_aggregation, "requestheader-client-ca-file"),
         (no_rights, "secrets is forbidden"),
@@ -195,6 +203,22 @@ def test_what_is_missing_is_told(harm: Callable[[World], None], told: str) -> No
         await replica.look()
         assert replica.state == "troubled"
         assert told in replica.trouble
+        assert "METRICS_API_PORT" not in replica.trouble
+
+    run(story)
+
+
+def test_a_file_system_that_is_full_is_not_told_as_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        def full(**_: object) -> object:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+        replica = world.replica()
+        for _ in range(2):
+            await replica.look()
+        assert replica.state == "troubled"
+        assert replica.trouble == "it can't be served: No space left on device"
 
     run(story)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ from pagedserve_operator.metrics_api.authentication import (
 )
 from pagedserve_operator.metrics_api.authorization import Authorizer, Reviews
 from pagedserve_operator.metrics_api.documents import GROUP
-from pagedserve_operator.metrics_api.listener import Identity, Listener
+from pagedserve_operator.metrics_api.listener import CannotListen, Identity, Listener
 from pagedserve_operator.metrics_api.publishing import Objects, Publisher
 from pagedserve_operator.metrics_api.rates import Rates
 from pagedserve_operator.metrics_api.reader import Pods, Reader
@@ -143,9 +144,14 @@ class MetricsApi:
         except ApiError as error:
             self._bear(error)
             return
-        except OSError as error:
+        except CannotListen as error:
             port = self._config.metrics_api_port
             self._say("troubled", f"it can't be served on METRICS_API_PORT {port}: {error.strerror or error}")
+        except ssl.SSLError as error:
+            place = f"ConfigMap {NAMESPACE}/{CONFIG_MAP}"
+            self._say("troubled", f"the API server's authority in {place} can't be used: {error.reason or error}")
+        except OSError as error:
+            self._say("troubled", f"it can't be served: {error.strerror or error}")
         except Exception:
             # A bug of ours here must not end the reconciling of resources.
             logger.exception("looking after the metrics API failed")

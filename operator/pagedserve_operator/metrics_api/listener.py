@@ -40,6 +40,10 @@ IDLE_SECONDS: Final = 90.0
 ENDING_SECONDS: Final = 5.0
 
 
+class CannotListen(OSError):
+    """The address or port can't be had."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a TLS context is made of: our own certificate, and who signs the clients' (PEM)."""
@@ -82,7 +86,7 @@ class Listener:
         return 0 if self._socket is None else int(self._socket.getsockname()[1])
 
     async def use(self, identity: Identity) -> None:
-        """Serve as this from now on; raises OSError where the port is taken, ssl.SSLError for what can't be used."""
+        """Serve as this from now on; raises CannotListen, ssl.SSLError for an authority that can't be used, OSError."""
         if identity == self._identity:
             return
         context = _context(identity)
@@ -112,7 +116,10 @@ class Listener:
             await self._runner.setup()
         host, port = self._place
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        opened = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
+        try:
+            opened = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
+        except OSError as error:
+            raise CannotListen(error.errno, error.strerror) from error
         opened.setblocking(False)
         return opened
 
