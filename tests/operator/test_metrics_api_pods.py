@@ -13,7 +13,8 @@ JSON = dict[str, Any]
 
 def test_a_ready_engine_counts() -> None:
     (found,) = live_engines([pod()])
-    assert (found.name, found.uid, found.address) == ("chat-6d-x", "uid-chat-6d-x", "10.0.0.1")
+    assert (found.namespace, found.name) == ("models", "chat-6d-x")
+    assert (found.uid, found.address) == ("uid-chat-6d-x", "10.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import pytest
 from aiohttp import web
@@ -20,9 +21,9 @@ WAITING = "pagedserve_requests_waiting"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def engine(number: int, *, uid: str = "") -> Engine:
+def engine(number: int, *, uid: str = "", namespace: str = "models") -> Engine:
     """The pod at 127.0.0.``number``."""
-    return Engine(name=f"chat-{number}", uid=uid or f"uid-{number}", address=f"127.0.0.{number}")
+    return Engine(namespace=namespace, name=f"chat-{number}", uid=uid or f"uid-{number}", address=f"127.0.0.{number}")
 
 
 async def good(_: web.Request) -> web.Response:
@@ -122,7 +123,7 @@ def test_an_engine_that_is_gone_is_missing() -> None:
 
 
 def test_an_address_that_is_none_is_missing() -> None:
-    assert read({2: good}, Engine(name="odd", uid="odd", address="example.org")) == {}
+    assert read({2: good}, Engine(namespace="models", name="odd", uid="odd", address="example.org")) == {}
 
 
 def test_no_engine_is_no_reading() -> None:
@@ -146,7 +147,7 @@ def test_an_engine_at_an_ipv6_address_is_read() -> None:
             pytest.skip("no IPv6 here")
         scraper = Scraper(port=site.port)
         try:
-            return await scraper.read([Engine(name="six", uid="six", address="::1")])
+            return await scraper.read([Engine(namespace="models", name="six", uid="six", address="::1")])
         finally:
             await scraper.close()
             await runner.cleanup()
@@ -200,6 +201,53 @@ def test_who_has_not_answered_in_time_is_missing_from_a_long_list(monkeypatch: p
     monkeypatch.setattr(scraping, "ALL_SECONDS", 1.5)
     answers: dict[int, Answer] = {2: good, **dict.fromkeys(range(3, 40), hang)}
     assert set(read(answers)) == {"chat-2"}
+
+
+def test_a_namespace_of_silent_pods_takes_no_other_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraping, "CONNECTIONS", 3)
+    monkeypatch.setattr(scraping, "CONNECTIONS_OF_NAMESPACE", 2)
+    monkeypatch.setattr(scraping, "ALL_SECONDS", 3.0)
+    silent = range(3, 40)
+
+    async def main() -> Mapping[str, Reading]:
+        async with serving({2: good, **dict.fromkeys(silent, hang)}) as (scraper, _):
+            waiting = asyncio.ensure_future(scraper.read([engine(number) for number in silent]))
+            await asyncio.sleep(0)
+            try:
+                return await scraper.read([engine(2, namespace="others")])
+            finally:
+                waiting.cancel()
+
+    assert set(asyncio.run(main())) == {"chat-2"}
+
+
+def test_an_address_that_takes_no_connection_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scraping, "SCRAPE_SECONDS", 600.0)
+    monkeypatch.setattr(scraping, "CONNECT_SECONDS", 0.05)
+
+    async def main() -> None:
+        with black_hole() as port:
+            counts = Counter[str]()
+            scraper = Scraper(count=lambda result: counts.update([result]), port=port)
+            try:
+                assert await scraper.read([engine(2)]) == {}
+                assert counts == {"failed": 1}, "and not only not waited for"
+            finally:
+                await scraper.close()
+
+    asyncio.run(main())
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port of 127.0.0.2 with a full backlog: the system drops whoever wants to connect."""
+    with ExitStack() as opened:
+        listening = opened.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        for _ in range(4):
+            filling = opened.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
 
 
 def test_a_kept_reading_keeps_the_time_at_which_it_was_made() -> None:

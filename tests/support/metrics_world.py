@@ -27,6 +27,7 @@ def engine_pod(name: str = "chat-6d-x", *, metadata: JSON | None = None, status:
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "chat-6d", "controller": True, "uid": "r"}
     return {
         "metadata": {
+            "namespace": "models",
             "name": name,
             "uid": f"uid-{name}",
             "labels": child_labels("chat"),

@@ -18,6 +18,7 @@ ENGINES: Final = f"{LABEL_NAME}={ENGINE_NAME},{LABEL_MANAGED_BY}={MANAGER}"
 class Engine:
     """A pod to read from; ``uid`` tells it from others that had its name or address."""
 
+    namespace: str
     name: str
     uid: str
     address: str
@@ -27,7 +28,10 @@ def live_engines(pods: Iterable[Json]) -> tuple[Engine, ...]:
     """Those that count, in the order of their names."""
     found = (
         Engine(
-            name=text(pod, "metadata", "name"), uid=text(pod, "metadata", "uid"), address=text(pod, "status", "podIP")
+            namespace=text(pod, "metadata", "namespace"),
+            name=text(pod, "metadata", "name"),
+            uid=text(pod, "metadata", "uid"),
+            address=text(pod, "status", "podIP"),
         )
         for pod in pods
         if _is_live(pod) and _is_an_engines(pod)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_address
 from typing import Final
+from weakref import WeakValueDictionary
 
 import aiohttp
 
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 64
 """Engines that are read at once."""
+CONNECTIONS_OF_NAMESPACE: Final = 16
+"""The same of one namespace: others get their turn however many of its pods don't answer."""
+CONNECT_SECONDS: Final = 0.5
+"""Longest wait for a connection, which an engine that is only busy takes at once."""
 SCRAPE_SECONDS: Final = 2.0
 """Longest wait for one engine, once it is its turn."""
 ALL_SECONDS: Final = 5.0
@@ -48,6 +53,8 @@ class Scraper:
         self._now = now
         self._session: aiohttp.ClientSession | None = None
         self._turn = asyncio.Semaphore(CONNECTIONS)
+        self._turn_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By namespace, while somebody waits or has the turn."""
         self._readings: Answers[str, Reading] = Answers(seconds=_lasts, most=MOST_PODS)
 
     async def close(self) -> None:
@@ -71,7 +78,8 @@ class Scraper:
         return {name: reading for name, reading in readings.items() if not reading.missing}
 
     async def _scrape(self, engine: Engine) -> Reading:
-        async with self._turn:
+        turn = self._turn_of.setdefault(engine.namespace, asyncio.Semaphore(CONNECTIONS_OF_NAMESPACE))
+        async with turn, self._turn:
             try:
                 async with asyncio.timeout(SCRAPE_SECONDS):
                     numbers = read_numbers(await self._fetch(engine.address), SERIES)
@@ -95,7 +103,7 @@ class Scraper:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS),
-                timeout=aiohttp.ClientTimeout(total=SCRAPE_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=SCRAPE_SECONDS, sock_connect=CONNECT_SECONDS),
                 headers={"Accept": "text/plain", "Accept-Encoding": "identity"},
                 auto_decompress=False,
             )
