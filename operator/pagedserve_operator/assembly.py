@@ -57,7 +57,10 @@ class Operator:
             middlewares=(counting(self.metrics), reading(self.clock)),
         )
         self.leader = Leader(self.cluster, config, on_gain=self._wake_all_soon)
-        self.metrics_api = MetricsApi(self.cluster, self.leader, config, counters=self.metrics, now=self.clock.now)
+        # Resources whose engines' metrics don't reach their autoscaler say why.
+        self.metrics_api = MetricsApi(
+            self.cluster, self.leader, config, counters=self.metrics, now=self.clock.now, on_change=self._wake_all_soon
+        )
         self.resources = self.metrics.show(
             queue=self.queue,
             ages=self.ages.ages,

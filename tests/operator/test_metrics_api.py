@@ -52,12 +52,17 @@ class World:
         self.now = datetime.now(UTC)
         self.leading = True
         self.replicas: list[MetricsApi] = []
+        self.told: list[str] = []
+        """What the newest replica's trouble was at each change."""
 
     def replica(self, config: OperatorConfig = CONFIG, *, leading: bool = True) -> MetricsApi:
         leader = self if leading else Follower()
-        made = MetricsApi(self.server, leader, config, counters=Counts(), now=lambda: self.now)
+        made = MetricsApi(self.server, leader, config, counters=Counts(), now=lambda: self.now, on_change=self._changed)
         self.replicas.append(made)
         return made
+
+    def _changed(self) -> None:
+        self.told.append(self.replicas[-1].trouble)
 
     async def served(self, **options: bool) -> MetricsApi:
         """A replica that has published, seen that it is trusted, and serves."""
@@ -166,6 +171,26 @@ def test_somebody_elses_api_is_told_with_its_server_and_the_cure(caplog: pytest.
     with caplog.at_level(logging.WARNING):
         run(story)
     assert len([record for record in caplog.records if "prometheus-adapter" in record.message]) == 1
+
+
+def test_a_change_of_what_is_told_is_passed_on_once() -> None:
+    async def story(world: World) -> None:
+        replica = await world.served()
+        world.told.clear()
+        for _ in range(2):
+            await replica.look()
+        assert world.told == []
+        world.server.put(adapter("v1beta1"))
+        for _ in range(2):
+            await replica.look()
+        (told,) = world.told
+        assert "prometheus-adapter" in told
+        del world.server.objects["APIService", "", "v1beta1.custom.metrics.k8s.io"]
+        for _ in range(3):
+            await replica.look()
+        assert world.told[1:] == [""]
+
+    run(story)
 
 
 def unavailable(world: World) -> None:

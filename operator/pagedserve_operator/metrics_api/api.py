@@ -65,7 +65,10 @@ class Counters(Protocol):
 
 
 class MetricsApi:
-    """``run`` until cancelled; ``state`` and ``trouble`` say how it stands, in words that stay while it stays so."""
+    """``run`` until cancelled; ``state`` and ``trouble`` say how it stands, in words that stay while it stays so.
+
+    ``on_change`` is called when the trouble is another, or over.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class MetricsApi:
         *,
         counters: Counters,
         now: Callable[[], datetime],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._server = server
         self._leader = leader
@@ -92,6 +96,7 @@ class MetricsApi:
         self._listener = Listener(application(parts), host=config.metrics_api_host, port=config.metrics_api_port)
         self._front_proxy: FrontProxy | None = None
         self._now = now
+        self._on_change = on_change
         self._withdrew = False
         self._failing_since: datetime | None = None
         self.state: State = "starting" if config.serves_metrics_api else "off"
@@ -197,7 +202,10 @@ class MetricsApi:
         if (state, trouble) != (self.state, self.trouble):
             level = logging.WARNING if state in ("foreign", "troubled") else logging.INFO
             logger.log(level, "metrics API: %s", f"{state}: {trouble}" if trouble else state)
+        other = trouble != self.trouble
         self.state, self.trouble = state, trouble
+        if other:
+            self._on_change()
 
 
 def _why_off(config: OperatorConfig) -> str:
