@@ -7,7 +7,9 @@ from typing import get_args
 import pytest
 
 import written_reasons
+from documents import ROOT
 from pagedserve_operator.errors import ConditionType
+from pagedserve_operator.status import scaling
 from pagedserve_operator.status.pods import TROUBLES
 from reasons import CONDITIONS, EVENTS, GROUPS
 from reference import render_conditions
@@ -44,6 +46,14 @@ def test_every_event_of_the_operator_is_told_and_no_other() -> None:
 def test_what_somebody_must_act_on_has_a_cure() -> None:
     cured = {reason for group in GROUPS for reason, words in group.reasons.items() if len(words) > 1}
     assert (error_reasons() | set(TROUBLES)) - cured == set()
+
+
+def test_the_guide_to_autoscaling_tells_every_reason_of_its_condition() -> None:
+    source = Path(scaling.__file__).read_text(encoding="utf-8")
+    written = set(re.findall(r'_condition\("\w+", "(\w+)"', source))
+    assert "KEDAMissing" in written
+    page = (ROOT / "docs" / "guide" / "autoscaling.md").read_text(encoding="utf-8")
+    assert written - set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set()
 
 
 def test_troubles_stand_in_the_order_of_telling() -> None:
