@@ -46,7 +46,7 @@ def _is_live(pod: Json) -> bool:
 
 
 def _is_an_engines(pod: Json) -> bool:
-    """Whether a ReplicaSet of the resource's Deployment made it; labels alone are anybody's to write."""
+    """Whether a ReplicaSet of the resource's Deployment made it: a pod made by hand may have a copy of the labels."""
     resource = text(pod, "metadata", "labels", LABEL_INSTANCE)
     owners = rows(pod, "metadata", "ownerReferences")
     return bool(resource) and any(
