@@ -27,7 +27,7 @@ class OperatorConfig:
     watch_namespace: str = ""
     """The one namespace to serve; empty: all of them."""
     operator_namespace: str = "pagedserve-system"
-    """Where the Lease lives."""
+    """Where the operator itself runs: its Lease, its certificates, the Service of its metrics API."""
     engine_image: str = "pagedserve/engine:0.1.0"
     """Image of engines whose resource names none; a change rolls no running pod."""
     engine_min_compute_capability: str = "7.5"
