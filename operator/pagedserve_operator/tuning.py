@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -151,7 +151,9 @@ def _read(kind: Any, value: Any) -> Any:
     """JSON as a value of the annotated type; raises TypeError, KeyError or AttributeError where it is another."""
     if isinstance(kind, type) and is_dataclass(kind):
         types = get_type_hints(kind)
-        return kind(**{field.name: _read(types[field.name], value[field.name]) for field in fields(kind)})
+        # What a field that is new in this release defaults to is what an earlier one meant.
+        known = [field for field in fields(kind) if field.name in value or field.default is MISSING]
+        return kind(**{field.name: _read(types[field.name], value[field.name]) for field in known})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return None if value is None and NoneType in arguments else _read(arguments[0], value)

@@ -171,6 +171,26 @@ def test_a_share_of_which_nothing_is_known_needs_its_memory() -> None:
     assert choose(type="t4-shared", memoryMiB=5000).memory_mib == 5000
 
 
+@pytest.mark.parametrize(
+    ("found", "is_whole"),
+    [
+        (choose(type="L4"), True),
+        (choose(type="cpu"), True),
+        (choose(node(labels=L4, gpu=1)), True),
+        (choose(type="H100-MIG-1g.10gb"), False),
+        (choose(type="t4-shared", memoryMiB=5000), False),
+        (choose(node(labels=gfd("Tesla-T4-SHARED", 15360, count="1", replicas="4"), gpu=4)), False),
+    ],
+)
+def test_a_slice_and_a_share_are_no_whole_device(found: ResolvedGpu, is_whole: bool) -> None:
+    assert found.is_whole == is_whole
+
+
+def test_several_shares_are_refused_where_no_node_is_known_too() -> None:
+    with pytest.raises(GPUUnsupported, match=r"spec\.gpu\.count is 2 and t4 is a part of a device"):
+        choose(type="t4-shared", memoryMiB=5000, count=2)
+
+
 def test_more_devices_than_any_node_has_are_noted() -> None:
     found = choose(node(labels=L4, gpu=2), count=4)
     assert any("spec.gpu.count is 4 and no node has more than 2 of NVIDIA-L4" in note for note in found.notes)

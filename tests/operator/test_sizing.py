@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pagedserve_engine.cache.layout import CacheLayout
 from pagedserve_operator.errors import ModelDoesNotFit, TuningError
 from pagedserve_operator.gpus.catalogue import CATALOGUE
+from pagedserve_operator.gpus.resolve import ResolvedGpu
 from pagedserve_operator.shapes import FROM_NAME, from_name
 from pagedserve_operator.sizing import Breakdown, Sizing, batch_for
 from pagedserve_operator.sizing.demand import WEIGHTS_OVERHEAD
@@ -332,6 +333,13 @@ def test_a_model_that_no_card_holds_alone_gets_a_number_of_them() -> None:
     text = refusal(resolved("H100"), large)
     assert "spec.gpu.count to 8" in text
     assert "spec.gpu.type" not in text
+
+
+@pytest.mark.parametrize("part", [resolved("H100-MIG-1g.10gb"), resolved("t4-shared", memoryMiB=8000)])
+def test_parts_of_a_device_are_never_to_serve_one_model_together(part: ResolvedGpu) -> None:
+    text = refusal(part, replace(shape(), parameters=12_000_000_000))
+    assert "spec.gpu.type to" in text
+    assert "spec.gpu.count" not in text
 
 
 def test_a_model_that_nothing_holds_is_said_to_be_too_large() -> None:

@@ -50,6 +50,10 @@ def places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 PLACES = [place for place in places(json.loads(tuned().to_json())) if place and "pin" not in place]
 
 
+DEFAULTS = {("gpu", "notes"): [], ("gpu", "is_whole"): True}
+"""What earlier releases meant that left it out."""
+
+
 @given(st.sampled_from(PLACES), st.sampled_from(["gone", None, [], {}, True, "x", -1.5, [1]]))
 def test_a_decision_with_any_part_changed_is_read_as_it_is_or_not_at_all(place: tuple[str, ...], change: Any) -> None:
     document = json.loads(tuned().to_json())
@@ -61,7 +65,16 @@ def test_a_decision_with_any_part_changed_is_read_as_it_is_or_not_at_all(place: 
     else:
         parent[place[-1]] = change
     found = Tuning.from_json(json.dumps(document))
+    if change == "gone" and place in DEFAULTS:
+        parent[place[-1]] = DEFAULTS[place]
     assert found is None or json.loads(found.to_json()) == document
+
+
+def test_a_decision_of_a_release_that_knew_no_such_part_is_read_as_it_was_meant() -> None:
+    tuning = tuned()
+    document = json.loads(tuning.to_json())
+    del document["gpu"]["is_whole"]
+    assert Tuning.from_json(json.dumps(document)) == tuning
 
 
 def test_who_decided_each_number_is_told() -> None:

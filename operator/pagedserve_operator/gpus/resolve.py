@@ -64,6 +64,8 @@ class ResolvedGpu:
     source: Source
     notes: tuple[str, ...] = ()
     """What was guessed."""
+    is_whole: bool = True
+    """Whether a device is a whole one: MIG slices and shares can't serve one model together."""
 
     @property
     def is_cpu(self) -> bool:
@@ -157,18 +159,26 @@ def _named(gpu: Gpu, name: str, usable: Sequence[NodeGpu], *, nodes_known: bool,
     if shared and gpu.memory_mib is None:
         raise GPUUnknown(f"{field}: no node tells how many share {name}: set spec.gpu.memoryMiB to one share's memory")
     why = f"as {field} says; " + ("no node has it now" if nodes_known else "nodes aren't read")
-    return _from(gpu, product, None, source=source, why=why, profile=profile)
+    return _from(gpu, product, None, source=source, why=why, profile=profile, shared=shared)
 
 
 def _from(
-    gpu: Gpu, product: str, group: Group | None, *, source: Source, why: str, profile: str | None = None
+    gpu: Gpu,
+    product: str,
+    group: Group | None,
+    *,
+    source: Source,
+    why: str,
+    profile: str | None = None,
+    shared: bool = False,
 ) -> ResolvedGpu:
     model = find(product)
     profile = group.mig_profile if group else profile
+    is_whole = group.is_whole if group else not profile and not shared
     memory = gpu.memory_mib or _memory(model, group, profile)
     if memory is None:
         raise GPUUnknown(_unknown(product))
-    if gpu.count > 1 and (profile or (group and not group.is_whole)):
+    if gpu.count > 1 and not is_whole:
         raise GPUUnsupported(
             f"spec.gpu.count is {gpu.count} and {group.title if group else product} is a part of a device: parts can't "
             "serve one model together; set count to 1, or spec.gpu.type to a whole device"
@@ -188,6 +198,7 @@ def _from(
         reason=f"{title}: {why}",
         source=source,
         notes=tuple(_notes(gpu, product, group, why=why, source=source, guessed=capability if guessed else None)),
+        is_whole=is_whole,
     )
 
 

@@ -76,6 +76,8 @@ def _fits(demand: Demand, length: int) -> bool:
 
 
 def _more_devices(demand: Demand, length: int) -> Iterator[str]:
+    if not demand.gpu.is_whole:
+        return
     for count in _COUNTS:
         if count > demand.gpu.count and _fits(replace(demand, gpu=replace(demand.gpu, count=count)), length):
             yield f"spec.gpu.count to {count}"
