@@ -197,6 +197,13 @@ def test_more_devices_than_any_node_has_are_noted() -> None:
     assert choose(node(labels=L4, gpu=4), count=4).notes == ()
 
 
+@pytest.mark.parametrize(("name", "product"), [("l4", "NVIDIA-L4"), ("x900", "x900")])
+def test_a_note_names_the_product_as_the_report_does(name: str, product: str) -> None:
+    found = choose(type=name, memoryMiB=24000)
+    assert found.product == product
+    assert any(f"pods aren't pinned to {product}: no node has it now" in note for note in found.notes)
+
+
 LABELS = st.dictionaries(
     st.sampled_from(
         [

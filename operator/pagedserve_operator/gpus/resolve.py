@@ -211,7 +211,8 @@ def _notes(
     if group is not None and group.largest_node < gpu.count:
         yield f"spec.gpu.count is {gpu.count} and no node has more than {group.largest_node} of {group.title}"
     if gpu.pin and group is None and source == "spec":
-        yield f"pods aren't pinned to {product}: {why.rpartition('; ')[2]}; spec.gpu.nodeSelector can"
+        named = model.product if (model := find(product)) else product
+        yield f"pods aren't pinned to {named}: {why.rpartition('; ')[2]}; spec.gpu.nodeSelector can"
 
 
 def _memory(model: GpuModel | None, group: Group | None, profile: str | None) -> int | None:
