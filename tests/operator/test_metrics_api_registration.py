@@ -16,8 +16,9 @@ from pagedserve_operator.metrics_api.registration import (
     SERVICE,
     VERSION_PRIORITY,
     api_service,
-    decide,
+    foreign_of,
     is_ours,
+    needs_apply,
     published,
     trouble_of,
 )
@@ -44,63 +45,59 @@ def applied(manifest: JSON, **status: str) -> JSON:
 
 
 def test_where_nobody_serves_the_api_we_do() -> None:
-    decision = decide(registered(), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw, decision.foreign) == (wanted(), None, "")
+    assert foreign_of(registered(), OURS) == ""
+    assert needs_apply(None, wanted())
 
 
 def test_what_is_as_it_should_be_is_left_alone() -> None:
-    decision = decide(registered(applied(wanted())), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw, decision.foreign) == (None, None, "")
+    assert foreign_of(registered(applied(wanted())), OURS) == ""
+    assert not needs_apply(applied(wanted()), wanted())
 
 
 def test_other_authorities_and_edits_by_hand_are_applied_anew() -> None:
-    assert decide(registered(applied(wanted())), wanted(b"two"), namespace=OURS).apply == wanted(b"two")
+    assert needs_apply(applied(wanted()), wanted(b"two"))
     edited = applied(wanted())
     edited["spec"]["groupPriorityMinimum"] = 9999
-    assert decide(registered(edited), wanted(), namespace=OURS).apply == wanted()
+    assert needs_apply(edited, wanted())
 
 
 @pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
-def test_an_adapter_of_either_version_is_never_touched(version: str) -> None:
-    decision = decide(registered(adapter(version)), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw) == (None, None)
-    assert decision.foreign == f"Service monitoring/prometheus-adapter (APIService {version}.custom.metrics.k8s.io)"
+def test_an_adapter_of_either_version_is_somebody_else(version: str) -> None:
+    told = foreign_of(registered(adapter(version)), OURS)
+    assert told == f"Service monitoring/prometheus-adapter (APIService {version}.custom.metrics.k8s.io)"
 
 
-def test_an_adapter_that_comes_later_wins() -> None:
-    ours = applied(wanted())
-    decision = decide(registered(ours, adapter("v1beta1")), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw) == (None, ours)
-    assert "prometheus-adapter" in decision.foreign
+def test_an_adapter_that_comes_later_is_told_and_ours_is_not() -> None:
+    told = foreign_of(registered(applied(wanted()), adapter("v1beta1")), OURS)
+    assert "prometheus-adapter" in told
+    assert SERVICE not in told
     assert adapter()["spec"]["versionPriority"] > VERSION_PRIORITY, "and is asked before ours is gone"
 
 
 def test_one_of_ours_that_somebody_has_taken_is_theirs() -> None:
     taken = applied(wanted())
     taken["spec"]["service"] = {"namespace": "monitoring", "name": "prometheus-adapter"}
-    decision = decide(registered(taken), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw) == (None, None)
-    assert decision.foreign
+    assert not is_ours(taken, OURS)
+    assert foreign_of(registered(taken), OURS)
 
 
 def test_another_installation_of_this_operator_is_somebody_else() -> None:
     other = applied(api_service("elsewhere", b"one", owner=None))
-    decision = decide(registered(other), wanted(), namespace=OURS)
-    assert (decision.apply, decision.withdraw) == (None, None)
-    assert "elsewhere/pagedserve-metrics-api" in decision.foreign
+    assert not is_ours(other, OURS)
+    assert "elsewhere/pagedserve-metrics-api" in foreign_of(registered(other), OURS)
 
 
-def test_one_that_only_looks_like_ours_is_not() -> None:
-    lookalike = adapter("v1beta2", service={"namespace": OURS, "name": SERVICE})
+@pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
+def test_one_that_only_looks_like_ours_is_not(version: str) -> None:
+    lookalike = adapter(version, service={"namespace": OURS, "name": SERVICE})
     assert not is_ours(lookalike, OURS)
-    assert decide(registered(lookalike), wanted(), namespace=OURS).apply is None
+    assert foreign_of(registered(lookalike), OURS)
 
 
-def test_where_nothing_is_wanted_ours_is_withdrawn_and_no_other() -> None:
-    ours = applied(wanted())
-    assert decide(registered(ours), None, namespace=OURS).withdraw == ours
-    assert decide(registered(adapter("v1beta2")), None, namespace=OURS).withdraw is None
-    assert decide(registered(), None, namespace=OURS).withdraw is None
+def test_one_of_another_version_is_not_ours_whoever_applied_it() -> None:
+    older = wanted()
+    older["metadata"]["name"] = OTHER_NAMES[0]
+    assert foreign_of(registered(applied(older)), OURS)
 
 
 def test_it_goes_with_its_owner() -> None:

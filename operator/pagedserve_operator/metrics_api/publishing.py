@@ -30,7 +30,9 @@ from pagedserve_operator.metrics_api.registration import (
     SERVICE,
     Registered,
     api_service,
-    decide,
+    foreign_of,
+    is_ours,
+    needs_apply,
     published,
     trouble_of,
 )
@@ -89,29 +91,28 @@ class Publisher:
         registered = await self._registered()
         secret = await self._objects.get("Secret", self._namespace, SECRET)
         held = self._held(secret)
-        decision = decide(registered, None, namespace=self._namespace)
+        foreign = foreign_of(registered, self._namespace)
         if not leading:
             pass
-        elif decision.foreign:
-            await self._withdraw(decision.withdraw)
+        elif foreign:
+            await self._withdraw(registered[NAME])
         else:
             held = await self._renew(held, secret, registered)
             await self._register(held, registered)
         usable = held if self._is_trusted(held, registered) else None
-        return Published(certificates=usable, foreign=decision.foreign, trouble=trouble_of(registered[NAME]))
+        return Published(certificates=usable, foreign=foreign, trouble=trouble_of(registered[NAME]))
 
     async def withdraw(self) -> None:
         """Take our registration back where there is one. Raises ApiError."""
-        registered = {NAME: await self._objects.get("APIService", EVERYWHERE, NAME)}
-        await self._withdraw(decide(registered, None, namespace=self._namespace).withdraw)
+        await self._withdraw(await self._objects.get("APIService", EVERYWHERE, NAME))
 
     async def _registered(self) -> Registered:
         return {name: await self._objects.get("APIService", EVERYWHERE, name) for name in (NAME, *OTHER_NAMES)}
 
-    async def _withdraw(self, ours: Json | None) -> None:
-        if ours is not None:
+    async def _withdraw(self, existing: Json | None) -> None:
+        if existing is not None and is_ours(existing, self._namespace):
             logger.info("APIService %s is taken back: it isn't ours to answer any more", NAME)
-            await self._objects.delete("APIService", EVERYWHERE, NAME, uid=ours["metadata"]["uid"])
+            await self._objects.delete("APIService", EVERYWHERE, NAME, uid=existing["metadata"]["uid"])
 
     async def _renew(self, held: Certificates | None, secret: Json | None, registered: Registered) -> Certificates:
         trusted = published(registered[NAME], self._namespace)
@@ -129,10 +130,9 @@ class Publisher:
 
     async def _register(self, kept: Certificates, registered: Registered) -> None:
         wanted = api_service(self._namespace, to_pem(kept.trusted), owner=await self._owner())
-        decision = decide(registered, wanted, namespace=self._namespace)
-        if decision.apply is not None:
+        if needs_apply(registered[NAME], wanted):
             logger.info("APIService %s is registered", NAME)
-            await self._objects.apply(decision.apply, manager=FIELD_MANAGER, planned_on=registered[NAME])
+            await self._objects.apply(wanted, manager=FIELD_MANAGER, planned_on=registered[NAME])
 
     def _is_trusted(self, held: Certificates | None, registered: Registered) -> bool:
         """Whether the API servers, each of which hears of it in its own time, have trusted these since the last look.

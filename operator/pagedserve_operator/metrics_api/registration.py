@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pagedserve_operator.drift import differences, owned_fields
@@ -30,16 +29,6 @@ _GROUP_PRIORITY: Final = 100
 
 Registered = Mapping[str, Json | None]
 """APIServices by name, None where there is none: NAME and OTHER_NAMES."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """At most one write: ``apply`` a manifest, or ``withdraw`` ours."""
-
-    apply: Json | None = None
-    withdraw: Json | None = None
-    foreign: str = ""
-    """Who else serves the API, as users read it; empty: nobody."""
 
 
 def api_service(namespace: str, authorities: bytes, *, owner: Json | None) -> Json:
@@ -70,23 +59,22 @@ def api_service(namespace: str, authorities: bytes, *, owner: Json | None) -> Js
     }
 
 
-def decide(registered: Registered, wanted: Json | None, *, namespace: str) -> Decision:
-    """What to write so that ``wanted`` (None: nothing of ours) is registered, without touching what isn't ours."""
-    existing = registered[NAME]
-    ours = existing if existing is not None and is_ours(existing, namespace) else None
-    foreign = "; ".join(_who(found) for found in registered.values() if found is not None and found is not ours)
-    if foreign or wanted is None:
-        return Decision(withdraw=ours, foreign=foreign)
-    if ours is not None and not list(differences(wanted, ours, manager=FIELD_MANAGER)):
-        return Decision()
-    return Decision(apply=wanted)
+def foreign_of(registered: Registered, namespace: str) -> str:
+    """Who else serves the API, as users read it; empty: nobody."""
+    others = (found for found in registered.values() if found is not None)
+    return "; ".join(_who(found) for found in others if not is_ours(found, namespace))
+
+
+def needs_apply(existing: Json | None, wanted: Json) -> bool:
+    """Whether an apply of ``wanted`` would change anything of what is ours, or missing."""
+    return existing is None or any(differences(wanted, existing, manager=FIELD_MANAGER))
 
 
 def is_ours(existing: Json, namespace: str) -> bool:
     """Whether this installation has made it and it still names our Service."""
     service = table(existing, "spec", "service")
-    named = (service.get("namespace"), service.get("name"))
-    return named == (namespace, SERVICE) and bool(owned_fields(existing, FIELD_MANAGER))
+    named = (text(existing, "metadata", "name"), service.get("namespace"), service.get("name"))
+    return named == (NAME, namespace, SERVICE) and bool(owned_fields(existing, FIELD_MANAGER))
 
 
 def published(existing: Json | None, namespace: str) -> tuple[Certificate, ...]:
