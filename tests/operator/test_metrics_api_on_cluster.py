@@ -27,6 +27,7 @@ from metrics_world import adapter, client_context
 from node_stand_in import why_not
 from node_volumes import why_no_account
 from operator_world import condition_of
+from pagedserve_operator.desired.autoscaler import BEHAVIOR
 from pagedserve_operator.metrics_api.publishing import SECRET
 from pagedserve_operator.metrics_api.registration import NAME
 from pagedserve_operator.names import API_VERSION, KIND
@@ -108,6 +109,24 @@ def test_load_is_seen_and_acted_on_and_so_is_its_end(
         print(f"autoscaler every {AUTOSCALER_SECONDS:g} s, scale-up window 0")
     steer(first, waiting=0)
     installed.wait_engines("chat", 1)
+
+
+def test_load_is_acted_on_with_the_usual_behavior(installed: Installation, capsys: pytest.CaptureFixture[str]) -> None:
+    world, usual = installed.world, scaled(averageValue="2")
+    del usual["autoscaling"]["behavior"]
+    world.create("usual", **usual)
+    (first,) = installed.wait_engines("usual", 1)
+    installed.client.wait(
+        lambda: desired_replicas(installed, "usual") == 1, "the autoscaler has begun", seconds=SECONDS
+    )
+    steer(first, waiting=6)
+    begin = time.monotonic()
+    installed.client.wait(lambda: desired_replicas(installed, "usual") > 1, "more are desired", seconds=SECONDS)
+    decided = time.monotonic() - begin
+    window = BEHAVIOR["scaleUp"]["stabilizationWindowSeconds"]
+    with capsys.disabled():
+        print(f"\n{WAITING}: desiredReplicas {decided:.1f} s after load (bar 90), ", end="")
+        print(f"autoscaler every {AUTOSCALER_SECONDS:g} s, scale-up window {window}")
 
 
 @pytest.mark.parametrize(
