@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from control_certificates import Authority, Signed
-from control_client import ApiError
+from control_client import ApiError, Client
 from control_cluster import Cluster
 from metrics_installation import NAMESPACE, ROOT, SECONDS, Installation, installation, steer
 from metrics_world import adapter, client_context
@@ -174,21 +174,13 @@ def test_the_dying_the_unready_and_the_silent_never_count_and_hold_nobody_up(ins
 
 
 def test_only_the_api_server_may_ask_and_only_for_those_who_may(installed: Installation) -> None:
-    client = installed.client
-    nobody, viewer = installed.user("nobody"), installed.user("viewer")
     with pytest.raises(ApiError, match="forbidden"):
-        installed.values(WAITING, client=nobody)
-    rule = {"apiGroups": ["custom.metrics.k8s.io"], "resources": [f"pods/{WAITING}"], "verbs": ["get"]}
-    group, metadata = "rbac.authorization.k8s.io", {"name": "waiting", "namespace": installed.world.namespace}
-    client.apply({"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": [rule]})
-    subject, role = {"apiGroup": group, "kind": "User", "name": "viewer"}, {"apiGroup": group, "kind": "Role"}
-    binding = {"apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": metadata, "subjects": [subject]}
-    client.apply({**binding, "roleRef": {**role, "name": "waiting"}})
-    client.wait(lambda: installed.values(WAITING, client=viewer) == {}, "who may is answered")
+        installed.values(WAITING, client=installed.user("nobody"))
+    asks = viewer(installed)
     with pytest.raises(ApiError, match="forbidden"):
-        installed.values(CACHE, client=viewer)
+        installed.values(CACHE, client=asks)
     front_proxy = installed.plane.front_proxy
-    asks = {
+    ways = {
         "as the API server, for somebody who may": (front_proxy.client(), "viewer", 200),
         "as the API server, for somebody who may not": (front_proxy.client(), "nobody", 403),
         "without a certificate": (None, "viewer", 0),
@@ -196,8 +188,21 @@ def test_only_the_api_server_may_ask_and_only_for_those_who_may(installed: Insta
         "as the API server of another cluster": (Authority.new().client(), "viewer", 0),
     }
     for pod in installed.operators():
-        answers = {name: directly(installed, pod, shown, user) for name, (shown, user, _) in asks.items()}
-        assert answers == {name: code for name, (_, _, code) in asks.items()}
+        answers = {name: directly(installed, pod, shown, user) for name, (shown, user, _) in ways.items()}
+        assert answers == {name: code for name, (_, _, code) in ways.items()}
+
+
+def viewer(installed: Installation) -> Client:
+    """Asks as a user who may read the one metric, and no other."""
+    client, asks = installed.client, installed.user("viewer")
+    rule = {"apiGroups": ["custom.metrics.k8s.io"], "resources": [f"pods/{WAITING}"], "verbs": ["get"]}
+    group, metadata = "rbac.authorization.k8s.io", {"name": "waiting", "namespace": installed.world.namespace}
+    client.apply({"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": [rule]})
+    subject, role = {"apiGroup": group, "kind": "User", "name": "viewer"}, {"apiGroup": group, "kind": "Role"}
+    binding = {"apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": metadata, "subjects": [subject]}
+    client.apply({**binding, "roleRef": {**role, "name": "waiting"}})
+    client.wait(lambda: installed.values(WAITING, client=asks) is not None, "who may is answered")
+    return asks
 
 
 def directly(installed: Installation, pod: JSON, shown: Signed | None, user: str) -> int:
@@ -330,23 +335,33 @@ def test_a_restart_of_the_api_server_changes_nothing(installed: Installation) ->
 
 
 def test_where_nothing_happens_nothing_is_written(installed: Installation) -> None:
-    installed.client.wait(installed.is_available, "the metrics API is available", seconds=SECONDS)
-    audit = installed.plane.audit
+    world, audit = installed.world, installed.plane.audit
+    world.create("steady", **scaled(high=1))
+    installed.wait_engines("steady", 1)
+    world.wait("steady", "ScalingActive", reason="Active", seconds=SECONDS)
+    world.wait("steady", "Progressing", "False", reason="Complete", seconds=SECONDS)
+    asks, account = viewer(installed), f"system:serviceaccount:{NAMESPACE}:pagedserve-operator"
+    wait_for_two_looks(installed)
     mark = audit.mark()
     for _ in range(30):
-        assert installed.values(WAITING) == {}
-    # Two looks of both replicas at what is published.
-    looks = [entry for entry in audit.since(mark) if entry.name == NAME]
-
-    def looked() -> bool:
-        looks[:] = [entry for entry in audit.since(mark) if entry.name == NAME]
-        return len(looks) >= 4
-
-    installed.client.wait(looked, "both have looked twice", every=1.0)
-    account = f"system:serviceaccount:{NAMESPACE}:pagedserve-operator"
+        assert len(installed.values(WAITING, "steady", client=asks)) == 1
+    reviews = [entry for entry in audit.since(mark) if entry.resource == "subjectaccessreviews"]
+    # The one who asks, and the autoscaler, by each replica.
+    assert 1 <= len([entry for entry in reviews if entry.user == account]) <= 4
+    wait_for_two_looks(installed)
     # A question whether somebody may do something is a request to create, which creates nothing.
     assert audit.writes(mark, user=account, but=("leases", "subjectaccessreviews")) == []
-    assert len(audit.writes(mark, user=account, but=("leases",))) <= 4
+
+
+def wait_for_two_looks(installed: Installation) -> None:
+    """Of both replicas, at what is published."""
+    audit = installed.plane.audit
+    mark = audit.mark()
+    installed.client.wait(
+        lambda: len([entry for entry in audit.since(mark) if entry.name == NAME]) >= 4,
+        "both have looked twice",
+        every=1.0,
+    )
 
 
 def test_removing_the_manifests_takes_the_registration_and_the_namespace(installed: Installation) -> None:
