@@ -85,7 +85,7 @@ def build(settings: Settings) -> None:
     """Build every image asked for, write its SBOM, and say how large it is."""
     for image in settings.images:
         print(f"Building {settings.name(image)} from {settings.base_image} with {settings.builder}", flush=True)
-        _run(command(settings, image))
+        run(command(settings, image))
         _write_sbom(settings, image)
     for image in settings.images:
         print(f"{settings.name(image)}{_size(settings, image)}; SBOM {settings.sbom(image)}")
@@ -143,11 +143,12 @@ def image_size(builder: str, name: str) -> int:
     return int(json.loads(done.stdout)[0]["Size"]) if done.returncode == 0 else 0
 
 
-def _run(words: list[str]) -> None:
+def run(words: list[str]) -> None:
+    """Run a command and show its lines as they come; raises BuildError where it fails."""
     # Docker's older builder knows neither secrets nor mounts.
     done = subprocess.run(words, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode:
-        raise BuildError(f"{words[0]} ended with {done.returncode}: its lines above say why")
+        raise BuildError(f"{words[0]} {words[1]} ended with {done.returncode}: its lines above say why")
 
 
 def said(*words: str) -> str:

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from build import BuildError, Settings, build, read, said
+from build import BuildError, Settings, build, read, run, said
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def pin(builder: str, name: str) -> str:
     """``name`` by the digest that its registry has for it today."""
     if "@" in name:
         return name
-    said(builder, "pull", name)
+    run([builder, "pull", name])
     digests = json.loads(said(builder, "image", "inspect", name))[0].get("RepoDigests") or []
     if not digests:
         raise BuildError(f"BASE_IMAGE {name} has no digest: push it to a registry first")
@@ -61,7 +61,7 @@ def describe(settings: Settings, image: str, *, push: bool) -> dict[str, Any]:
     name, sbom = settings.name(image), settings.sbom(image)
     row = {"name": name, "sbom": sbom.name, "sbomSha256": hashlib.sha256(sbom.read_bytes()).hexdigest()}
     if push:
-        said(settings.builder, "push", name)
+        run([settings.builder, "push", name])
         (found,) = json.loads(said(settings.builder, "image", "inspect", name))
         row["digest"] = found["RepoDigests"][0].rpartition("@")[2]
     return row

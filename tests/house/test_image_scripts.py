@@ -122,7 +122,7 @@ def test_other_builders_keep_the_health_check(builder: str, tmp_path: Path) -> N
         ({"BUILDER": "podman"}, "no builder answers (podman)"),
         ({"PIP_CONF": "/nowhere"}, "PIP_CONF is '/nowhere', which is no file"),
         ({"FAKE_BUILDER_FAILS": "version"}, "no builder answers (docker, podman, buildah): start Docker's daemon"),
-        ({"FAKE_BUILDER_FAILS": "build"}, "docker ended with 1"),
+        ({"FAKE_BUILDER_FAILS": "build"}, "docker build ended with 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -148,6 +148,8 @@ def test_a_release_is_built_from_one_base_by_digest(docker: dict[str, str]) -> N
     assert {row["digest"] for row in said["images"]} == {DIGEST}
     assert {row["sbomSha256"] for row in said["images"]} == {hashlib.sha256(fake_builder.SBOM.encode()).hexdigest()}
     assert [words[2] for words in asked(docker) if words[1] == "push"] == [row["name"] for row in said["images"]]
+    # Layers are gigabytes: whoever waits sees them go.
+    assert (done.stdout.count("pull: layer 1"), done.stdout.count("push: layer 1")) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_a_release_is_built_from_one_base_by_digest(docker: dict[str, str]) -> N
     [
         ({"REVISION": "abc-dirty"}, "changes that are not committed"),
         ({"FAKE_BUILDER_DIGESTS": "none"}, "has no digest: push it to a registry first"),
-        ({"FAKE_BUILDER_FAILS": "pull"}, "`docker pull"),
+        ({"FAKE_BUILDER_FAILS": "pull"}, "docker pull ended with 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

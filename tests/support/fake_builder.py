@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     if words[1] == os.environ.get("FAKE_BUILDER_FAILS"):
         print("it can't", file=sys.stderr)
         return 1
+    if words[1] in ("pull", "push"):
+        print(f"{words[1]}: layer 1 of 1")
     if words[1] == "from":
         print("working-container")
     if words[1] == "run":
