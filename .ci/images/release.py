@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from build import BuildError, Settings, build, read, run, said
@@ -50,10 +52,10 @@ def pin(builder: str, name: str) -> str:
     if "@" in name:
         return name
     run([builder, "pull", name])
-    digests = json.loads(said(builder, "image", "inspect", name))[0].get("RepoDigests") or []
-    if not digests:
-        raise BuildError(f"BASE_IMAGE {name} has no digest: push it to a registry first")
-    return f"{name}@{digests[0].rpartition('@')[2]}"
+    found = known_digest(builder, name)
+    if found is None:
+        raise BuildError(f"BASE_IMAGE {name} has no digest: give its whole name, and push it to that registry first")
+    return f"{name}@{found}"
 
 
 def describe(settings: Settings, image: str, *, push: bool) -> dict[str, Any]:
@@ -61,10 +63,37 @@ def describe(settings: Settings, image: str, *, push: bool) -> dict[str, Any]:
     name, sbom = settings.name(image), settings.sbom(image)
     row = {"name": name, "sbom": sbom.name, "sbomSha256": hashlib.sha256(sbom.read_bytes()).hexdigest()}
     if push:
-        run([settings.builder, "push", name])
-        (found,) = json.loads(said(settings.builder, "image", "inspect", name))
-        row["digest"] = found["RepoDigests"][0].rpartition("@")[2]
+        row["digest"] = pushed(settings.builder, name)
     return row
+
+
+def pushed(builder: str, name: str) -> str:
+    """Push an image; returns the digest that its registry has for it now."""
+    if builder == "podman":
+        # What it knows of an image that it built is its own copy's digest, and a push compresses anew.
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "digest"
+            run([builder, "push", "--digestfile", str(file), name])
+            return file.read_text(encoding="utf-8").strip()
+    run([builder, "push", name])
+    found = known_digest(builder, name)
+    if found is None:
+        raise BuildError(f"{name} was pushed, but {builder} knows no digest of it: look it up in the registry")
+    return found
+
+
+def known_digest(builder: str, name: str) -> str | None:
+    """The digest of a local image in the repository that ``name`` names; it may have others elsewhere."""
+    digests = json.loads(said(builder, "image", "inspect", name))[0].get("RepoDigests") or []
+    split = (row.rpartition("@") for row in digests)
+    return next((digest for repository, _, digest in split if familiar(repository) == familiar(name)), None)
+
+
+def familiar(name: str) -> str:
+    """The repository of a name as Docker shows it: without tag, and without what it puts in front by itself."""
+    registry, slash, path = name.rpartition("/")
+    whole = f"{registry}{slash}{path.partition(':')[0]}"
+    return whole.removeprefix("index.").removeprefix("docker.io/").removeprefix("library/")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from pathlib import Path
 SBOM = '{"components": []}\n'
 SIZES = {"pagedserve/engine:9.9": 3_000_000_000, "example/base:1": 100_000_000}
 DIGEST = "sha256:" + "0" * 64
+MIRRORS = "sha256:" + "1" * 64
+"""The same image's in another repository."""
+PUSHED = "sha256:" + "2" * 64
+"""What podman's push makes of the image."""
 
 PROGRAM = f"""#!{sys.executable}
 import sys
@@ -56,10 +60,16 @@ def main(arguments: list[str]) -> int:
         print("working-container")
     if words[1] == "run":
         print(SBOM, end="")
+    for file in option(words, "--digestfile"):
+        Path(file).write_text(f"{PUSHED}\n")
     if words[1:3] == ["image", "inspect"]:
-        name = words[3]
-        if os.environ.get("FAKE_BUILDER_DIGESTS") == "none":
-            print(json.dumps([{"Size": 1, "RepoDigests": []}]))
-        else:
-            print(json.dumps([{"Size": SIZES.get(name, 1), "RepoDigests": [f"{name.partition(':')[0]}@{DIGEST}"]}]))
+        print(json.dumps([{"Size": SIZES.get(words[3], 1), "RepoDigests": digests(words[3])}]))
     return 0
+
+
+def digests(name: str) -> list[str]:
+    """Of an image in each repository that it is known from, the one that ``name`` names being last."""
+    if os.environ.get("FAKE_BUILDER_DIGESTS") == "none":
+        return []
+    repository = name.removeprefix("docker.io/").removeprefix("library/").rpartition(":")[0]
+    return [f"mirror.example/{repository}@{MIRRORS}", f"{repository}@{DIGEST}"]
