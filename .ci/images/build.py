@@ -24,6 +24,7 @@ BASE_IMAGE = "docker.io/library/python:3.13-slim-trixie"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 SECRETS = {"apt.conf": "APT_CONF", "pip.conf": "PIP_CONF", "uv.toml": "UV_TOML", "ca.crt": "CA_BUNDLE"}
 """Files that only the build sees, by the variable that holds a path: how registries are reached."""
+_COMMIT = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 class BuildError(Exception):
@@ -70,7 +71,7 @@ def read(variables: Mapping[str, str]) -> Settings:
         variant=_check("VARIANT", given.get("VARIANT", "cuda"), VARIANTS),
         prefix=given.get("IMAGE_PREFIX", "pagedserve"),
         version=given.get("VERSION") or _version(),
-        revision=given.get("REVISION") or _revision(),
+        revision=given.get("REVISION") or git(*_COMMIT) or "unknown",
         base_image=given.get("BASE_IMAGE", BASE_IMAGE),
         source=given.get("SOURCE", ""),
         torch_index=given.get("TORCH_INDEX", ""),
@@ -196,10 +197,12 @@ def _version() -> str:
     return str(project["version"])
 
 
-def _revision() -> str:
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def git(*words: str) -> str | None:
+    """What git says of this tree; None where it isn't installed or knows no such tree."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def main() -> int:

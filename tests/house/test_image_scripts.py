@@ -104,6 +104,13 @@ def test_the_version_is_the_projects_where_none_is_given(docker: dict[str, str])
     assert f'version = "{tag.rpartition(":")[2]}"' in (ROOT / "operator/pyproject.toml").read_text()
 
 
+def test_without_git_the_revision_is_unknown(docker: dict[str, str]) -> None:
+    fake_builder.uninstall_git(docker)
+    done = run("build.py", {**docker, "IMAGES": "operator"})
+    assert done.returncode == 0, done.stderr
+    assert "REVISION=unknown" in option(asked(docker)[0], "--build-arg")
+
+
 @pytest.mark.parametrize("builder", ["podman", "buildah"])
 def test_other_builders_keep_the_health_check(builder: str, tmp_path: Path) -> None:
     environment = fake_builder.install(tmp_path, builder)

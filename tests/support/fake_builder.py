@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -31,8 +32,15 @@ def install(folder: Path, *names: str) -> dict[str, str]:
     for name in names:
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
-    (programs / "git").symlink_to("/usr/bin/git")
+    git = shutil.which("git")
+    assert git is not None
+    (programs / "git").symlink_to(git)
     return {"PATH": str(programs), "FAKE_BUILDER_LOG": str(folder / "asked.jsonl"), "OUTPUT": str(folder / "out")}
+
+
+def uninstall_git(environment: dict[str, str]) -> None:
+    """As on a machine that has a builder and no git."""
+    (Path(environment["PATH"]) / "git").unlink()
 
 
 def asked(environment: dict[str, str]) -> list[list[str]]:
