@@ -1,7 +1,7 @@
 """Builds a release's images from one base, pinned by the digest that its tag has today.
 
-A release is what a commit says, so the tree must be clean. Settings are those of build.py, and PUSH=true.
-dist/images/release.json names base, images and SBOMs by digest.
+A release is what a commit says, so the tree must be that commit's and nothing else. Settings are those of build.py, and
+PUSH=true. dist/images/release.json names base, images and SBOMs by digest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from build import BuildError, Settings, build, read, run, said
+from build import BuildError, Settings, build, git, read, run, said
+
+SHOWN = 5
+"""Changed files that a refusal lists."""
 
 
 def main() -> int:
@@ -32,8 +35,7 @@ def release(settings: Settings, *, push: bool) -> None:
     """Build both variants of the engine and the operator, push them where asked, and write down what they are."""
     if settings.builder == "buildah":
         raise BuildError("BUILDER is buildah, which knows no digest of a tag: give docker or podman")
-    if settings.revision.endswith("-dirty"):
-        raise BuildError("the tree has changes that are not committed: commit them, or build with `make images`")
+    check_tree(settings.revision)
     pinned = dataclasses.replace(settings, base_image=pin(settings.builder, settings.base_image))
     print(f"{settings.base_image} is {pinned.base_image}", flush=True)
     rows: list[dict[str, Any]] = []
@@ -45,6 +47,18 @@ def release(settings: Settings, *, push: bool) -> None:
     target = pinned.output / "release.json"
     target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"written to {target}")
+
+
+def check_tree(revision: str) -> None:
+    """Raise BuildError unless the tree is what ``revision`` says: the build copies files that git doesn't know, too."""
+    head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    if head is None or changes is None:
+        raise BuildError("git says of no commit that this is its tree: install git, and release from a clone")
+    if changes:
+        listed = ", ".join(row.split(maxsplit=1)[-1] for row in changes.splitlines()[:SHOWN])
+        raise BuildError(f"the tree has changes that are not committed ({listed}): commit them, or use `make images`")
+    if revision != head:
+        raise BuildError(f"REVISION is {revision}, but the tree is that of {head}: leave REVISION out")
 
 
 def pin(builder: str, name: str) -> str:

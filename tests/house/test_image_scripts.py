@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from types import ModuleType
 import pytest
 
 import fake_builder
-from fake_builder import DIGEST, PUSHED, asked, option
+from fake_builder import asked, option
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / ".ci/images"
@@ -40,8 +38,7 @@ const char *why(void) { return ncclGetErrorString(1); }
 
 
 def run(script: str, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / script), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return fake_builder.run(SCRIPTS / script, environment, *words)
 
 
 def load(name: str) -> ModuleType:
@@ -137,46 +134,6 @@ def test_what_stops_a_build_is_named_with_its_cure(docker: dict[str, str], given
     done = run("build.py", {**docker, **given})
     assert done.returncode == 1
     assert said in done.stderr
-
-
-@pytest.mark.parametrize(("builder", "digest"), [("docker", DIGEST), ("podman", PUSHED)])
-@pytest.mark.parametrize("base", ["example/base:1", "docker.io/library/python:3", "localhost:5000/base:1"])
-def test_a_release_is_built_from_one_base_by_digest(builder: str, digest: str, base: str, tmp_path: Path) -> None:
-    environment = fake_builder.install(tmp_path, builder)
-    given = {"VERSION": "9.9", "REVISION": "abc", "BASE_IMAGE": base, "PUSH": "true"}
-    done = run("release.py", {**environment, **given})
-    assert done.returncode == 0, done.stderr
-    builds = [words for words in asked(environment) if "--tag" in words]
-    assert {f"BASE_IMAGE={base}@{DIGEST}"} == {option(words, "--build-arg")[0] for words in builds}
-    said = json.loads((Path(environment["OUTPUT"]) / "release.json").read_text())
-    assert [row["name"] for row in said["images"]] == [
-        "pagedserve/engine:9.9",
-        "pagedserve/operator:9.9",
-        "pagedserve/engine:9.9-cpu",
-    ]
-    assert {row["digest"] for row in said["images"]} == {digest}
-    assert {row["sbomSha256"] for row in said["images"]} == {hashlib.sha256(fake_builder.SBOM.encode()).hexdigest()}
-    assert [words[-1] for words in asked(environment) if words[1] == "push"] == [row["name"] for row in said["images"]]
-    # Layers are gigabytes: whoever waits sees them go.
-    assert (done.stdout.count("pull: layer 1"), done.stdout.count("push: layer 1")) == (1, 3)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"REVISION": "abc-dirty"}, "changes that are not committed"),
-        ({"FAKE_BUILDER_DIGESTS": "none"}, "has no digest: give its whole name, and push it to that registry first"),
-        ({"FAKE_BUILDER_FAILS": "pull"}, "docker pull ended with 1"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_what_can_not_be_told_again_later_is_no_release(
-    docker: dict[str, str], given: dict[str, str], said: str
-) -> None:
-    done = run("release.py", {**docker, "REVISION": "abc", **given})
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert not [words for words in asked(docker) if words[1] in ("build", "push")]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,12 @@ def install(folder: Path, *names: str) -> dict[str, str]:
 def uninstall_git(environment: dict[str, str]) -> None:
     """As on a machine that has a builder and no git."""
     (Path(environment["PATH"]) / "git").unlink()
+
+
+def run(script: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the scripts to its end."""
+    command = [sys.executable, str(script), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def asked(environment: dict[str, str]) -> list[list[str]]:
