@@ -9,14 +9,15 @@ import http.client
 import os
 import sys
 
-EVERYWHERE = ("", "0.0.0.0", "::")
+LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where to ask who listens everywhere; one of IPv6 takes no connections of IPv4."""
 
 
 def main(host_variable: str, port_variable: str, default_port: str, path: str) -> int:
     """0 where the answer is 200."""
     host = os.environ.get(host_variable, "")
     port = int(os.environ.get(port_variable) or default_port)
-    connection = http.client.HTTPConnection("127.0.0.1" if host in EVERYWHERE else host, port, timeout=4)
+    connection = http.client.HTTPConnection(LOOPBACK.get(host, host), port, timeout=4)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

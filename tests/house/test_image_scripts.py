@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -136,8 +138,20 @@ def test_what_stops_a_build_is_named_with_its_cure(docker: dict[str, str], given
     assert said in done.stderr
 
 
-@pytest.fixture
-def answers() -> Iterator[HTTPServer]:
+class OnIPv6(HTTPServer):
+    """Takes no connections of IPv4, as asyncio's servers."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        super().server_bind()
+
+
+@contextmanager
+def answering(kind: type[HTTPServer], address: str) -> Iterator[int]:
+    """The port of a server on which /well is well and all else is not."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == "/well" else 503)
@@ -145,22 +159,34 @@ def answers() -> Iterator[HTTPServer]:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with kind((address, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def test_a_health_check_asks_the_containers_own_port(answers: HTTPServer) -> None:
-    environment = {"HOST": "0.0.0.0", "PORT": str(answers.server_port)}
-    assert run("health.py", environment, "HOST", "PORT", "1", "/well").returncode == 0
-    ill = run("health.py", environment, "HOST", "PORT", "1", "/ill")
-    assert (ill.returncode, "503" in ill.stdout) == (1, True)
-    nobody = run("health.py", {}, "HOST", "PORT", "1", "/well")
-    assert (nobody.returncode, "port 1" in nobody.stdout) == (1, True)
+@pytest.mark.parametrize(
+    ("host", "kind", "address"),
+    [
+        ("", HTTPServer, "127.0.0.1"),
+        ("0.0.0.0", HTTPServer, "127.0.0.1"),
+        ("::", OnIPv6, "::1"),
+        ("::1", OnIPv6, "::1"),
+    ],
+)
+def test_a_health_check_asks_the_containers_own_port(host: str, kind: type[HTTPServer], address: str) -> None:
+    with answering(kind, address) as port:
+        environment = {"HOST": host, "PORT": str(port)}
+        well = run("health.py", environment, "HOST", "PORT", "1", "/well")
+        assert well.returncode == 0, well.stdout
+        ill = run("health.py", environment, "HOST", "PORT", "1", "/ill")
+        assert (ill.returncode, "503" in ill.stdout) == (1, True)
+        nobody = run("health.py", {"HOST": host}, "HOST", "PORT", "1", "/well")
+        assert (nobody.returncode, "port 1" in nobody.stdout) == (1, True)
 
 
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("readelf"), reason="needs gcc and readelf")
