@@ -6,13 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 import yaml
 
 import helm_settings
-from crd import schema as crd_schema
-from crd import strict
 from helm_program import Helm, find_helm, find_kubectl
 from helm_templates import CHART
 from manifest_files import MANIFESTS, Manifests, by_place, container
@@ -219,15 +216,3 @@ def test_the_chart_is_packed_whole(helm: Helm, tmp_path: Path) -> None:
     helm.run("package", str(CHART), "--destination", str(tmp_path))
     (packed,) = tmp_path.glob("pagedserve-*.tgz")
     assert helm.template(chart=packed) == helm.template()
-
-
-@pytest.mark.parametrize("watched", ["", "models"])
-def test_the_notes_serve_a_first_model_and_say_what_stays(helm: Helm, watched: str) -> None:
-    arguments = ("install", "pagedserve", str(CHART), "--dry-run=client", "--namespace", "here")
-    notes = helm.run(*arguments, *sets((f"watchNamespace={watched}",))).stdout.partition("NOTES:")[2]
-    first = yaml.safe_load(notes.partition("<<END\n")[2].partition("\nEND\n")[0])
-    jsonschema_rs.validate(strict(crd_schema()), first)
-    assert ("gpu" in first["spec"]) == bool(watched)
-    assert "leaves the CustomResourceDefinition, every InferenceService" in " ".join(notes.split())
-    assert ("kubectl delete crd inferenceservices.pagedserve.dev" in notes) != bool(watched)
-    assert "helm uninstall pagedserve --namespace here" in notes

@@ -188,7 +188,7 @@ def test_one_namespace_takes_all_rights_there_and_none_beyond(site: Site) -> Non
     site.uninstall()
     owner = bound(site, "cluster-admin")
     before = everything(site.cluster)
-    assert "kubectl apply --server-side -k crds" in owner.install(*given)
+    assert "--show-only templates/inferenceservices.yaml | kubectl apply" in owner.install(*given)
     account = site.cluster.client(site.cluster.kubeconfig_for(f"system:serviceaccount:{site.namespace}:{OPERATOR}"))
     assert account.list(API_VERSION, KIND, namespace=site.namespace) == []
     made = everything(site.cluster) - before
