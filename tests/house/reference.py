@@ -7,7 +7,7 @@ from pathlib import Path
 from reference_conditions import conditions_sections
 from reference_engine import engine_metrics, engine_settings
 from reference_fields import columns, name_rules, spec_sections, status_section
-from reference_operator import operator_metrics, operator_settings
+from reference_operator import operator_metrics, operator_settings, set_by_manifests
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -34,6 +34,7 @@ offline mode), `CUDA_VISIBLE_DEVICES`.
 
 Variables of the container of Deployment `pagedserve-operator`. An empty variable counts as absent; a value that can't be
 ends the process at start, with the variable's name. `READ_NODES` is `false` where `WATCH_NAMESPACE` is set and it isn't.
+Manifests and chart set {installed}. [Which resources](guide/upgrading.md#the-engine) take another `ENGINE_IMAGE`, and when.
 
 {operator}
 """
@@ -131,7 +132,7 @@ with the status alone.
 
 def render_settings() -> str:
     """docs/settings.md."""
-    return SETTINGS.format(engine=engine_settings(), operator=operator_settings())
+    return SETTINGS.format(engine=engine_settings(), operator=operator_settings(), installed=set_by_manifests())
 
 
 def render_metrics() -> str:

@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 from prometheus_client import CollectorRegistry, Metric
 
+from helm_templates import variables
 from pagedserve_operator.config import OperatorConfig
 from pagedserve_operator.kinds import CHILDREN
 from pagedserve_operator.metrics import Metrics
@@ -35,6 +36,13 @@ def operator_settings() -> str:
         for field in dataclasses.fields(OperatorConfig)
     ]
     return table(("variable", "default", "allowed", "meaning"), rows)
+
+
+def set_by_manifests() -> str:
+    """Settings that an installed operator has otherwise than by default."""
+    defaults = {field.name.upper(): field.default for field in dataclasses.fields(OperatorConfig)}
+    others = {name: value for name, value in variables().items() if defaults[name] != value}
+    return ", ".join(f"{code(name)} to {code(value)}" for name, value in others.items())
 
 
 def field_sentences() -> dict[str, str]:
