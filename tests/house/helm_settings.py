@@ -43,6 +43,8 @@ TEXTS: dict[str, JSON] = {
 
 # Helm's --set takes 0.5 for a text.
 _NUMBER = r"^\d+(\.\d+)?$"
+# Go's patterns know no look-ahead.
+_NUMBER_ABOVE_ZERO = r"^(0*[1-9]\d*(\.\d+)?|0+\.0*[1-9]\d*)$"
 _HIGHEST_PORT = 65535
 _WIDTH = 118
 
@@ -91,7 +93,10 @@ def _schema(name: str, kind: Any) -> JSON:
         # The operator's 0 takes a free one, which no probe would find.
         return {"type": "integer", "minimum": 1, "maximum": _HIGHEST_PORT}
     low = {"exclusiveMinimum": 0} if refuses(name, kind(0)) else {"minimum": 0} if refuses(name, kind(-1)) else {}
-    return {"type": "integer", **low} if kind is int else {"type": ["number", "string"], "pattern": _NUMBER, **low}
+    if kind is int:
+        return {"type": "integer", **low}
+    pattern = _NUMBER_ABOVE_ZERO if "exclusiveMinimum" in low else _NUMBER
+    return {"type": ["number", "string"], "pattern": pattern, **low}
 
 
 def refuses(name: str, value: object) -> bool:

@@ -193,6 +193,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "choice": ("settings.logFormat=xml", ("/settings/logFormat",)),
     "number": ("settings.resyncSeconds=soon", ("/settings/resyncSeconds",)),
     "zero": ("settings.resyncSeconds=0", ("/settings/resyncSeconds", "0")),
+    "zero-as-text": ("settings.resyncSeconds=0.0", ("/settings/resyncSeconds", "0.0")),
     "digest": ("image.digest=latest", ("/image/digest",)),
     "quantity": ("resources.limits.memory=much", ("/resources/limits/memory",)),
     "namespace": ("watchNamespace=My_Models", ("/watchNamespace",)),
