@@ -39,6 +39,14 @@ rm -r /tmp/converted
 "$environment/bin/python" -c 'import pagedserve_engine.server.app, pagedserve_engine.frontend'
 if [ -d "$site/triton" ]; then
     "$environment/bin/python" -c 'import pagedserve_engine.attention.triton, pagedserve_engine.kernels.ops, pagedserve_engine.kernels.sampling'
+    # Triton's own call of the compiler, as its first kernel makes it: a version that asks for something else fails here.
+    compiled="$(CC="$environment/bin/triton-driver" TRITON_CACHE_DIR=/tmp/triton "$environment/bin/python" -c '
+import triton.backends.nvidia.driver as nvidia
+from triton.runtime.build import compile_so_from_file
+source = nvidia.dirname + "/driver.c"
+print(compile_so_from_file(source, "cuda_utils", include_dirs=nvidia.include_dirs, libraries=nvidia.libraries))')"
+    cmp "$compiled" "$environment/lib/triton-driver.so"
+    rm -r /tmp/triton
 fi
 
 # What uv left for itself; the lock is writable for all.
