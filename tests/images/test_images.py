@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -18,25 +19,37 @@ from control_processes import free_port
 ROOT = Path(__file__).parents[2]
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "engine/pyproject.toml").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 SHAPE = ROOT / "benchmarks/shapes/tiny/config.json"
+ENGINES = os.environ.get("ENGINE_IMAGE", f"pagedserve/engine:{VERSION} pagedserve/engine:{VERSION}-cpu").split()
+"""For CUDA, which runs on processors too, and for processors alone; each is tested where it is."""
+OPERATOR = os.environ.get("OPERATOR_IMAGE", f"pagedserve/operator:{VERSION}")
 BUILD_TOOLS = "gcc cc c++ g++ clang make ld as uv hatchling cyclonedx-py"
+TRITONS_OWN_CALL = """
+from pathlib import Path
+import triton.backends.nvidia.driver as nvidia
+from triton.runtime.build import compile_so_from_file
+source = f"{nvidia.dirname}/driver.c"
+made = compile_so_from_file(source, "cuda_utils", include_dirs=nvidia.include_dirs, libraries=nvidia.libraries)
+library = Path(made).read_bytes()
+print(library.startswith(b"\\x7fELF"), b"PyInit_cuda_utils" in library)
+"""
+"""Of the compiler, as it starts on a GPU; the module's name is the one that it imports."""
 TOKENS = 200
 """Of an answer that is still running when the container is told to leave."""
 
 
-@pytest.fixture(scope="module")
-def engine() -> Image:
-    return image("engine", f"pagedserve/engine:{VERSION}-cpu")
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Image:
+    return image(request.param)
 
 
 @pytest.fixture(scope="module")
 def operator() -> Image:
-    return image("operator", f"pagedserve/operator:{VERSION}")
+    return image(OPERATOR)
 
 
-@pytest.fixture(params=["engine", "operator"])
+@pytest.fixture(params=[*ENGINES, OPERATOR])
 def each(request: pytest.FixtureRequest) -> Image:
-    found: Image = request.getfixturevalue(request.param)
-    return found
+    return image(request.param)
 
 
 @pytest.fixture
@@ -134,7 +147,7 @@ def test_the_operator_says_what_it_misses_outside_a_cluster(operator: Image) -> 
 
 
 def test_the_operator_adds_little_to_its_base(operator: Image) -> None:
-    base = image("base", operator.config["Labels"]["org.opencontainers.image.base.name"])
+    base = image(operator.config["Labels"]["org.opencontainers.image.base.name"])
     assert operator.size - base.size <= 130e6
 
 
@@ -186,6 +199,14 @@ def test_the_engines_sbom_lists_torch_and_its_small_model(engine: Image) -> None
     assert "pagedserve-operator" not in names
     beside = ROOT / f"dist/images/{engine.name.rpartition('/')[2].replace(':', '-')}.cdx.json"
     assert not beside.exists() or beside.read_text() == text
+
+
+def test_triton_gets_its_link_to_the_driver_without_a_compiler(engine: Image) -> None:
+    if "True" not in engine.shell("python -c 'import importlib.util as u; print(u.find_spec(\"triton\") is not None)'"):
+        pytest.skip(f"{engine.name} has no Triton")
+    done = engine.run("-c", TRITONS_OWN_CALL, options=("--entrypoint", "python"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_a_compiler_that_is_asked_for_says_why_it_is_not_there(engine: Image) -> None:

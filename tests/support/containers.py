@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -115,9 +114,8 @@ class Image:
             subprocess.run(removal, capture_output=True, check=True)
 
 
-def image(component: str, default: str) -> Image:
-    """An image by ENGINE_IMAGE or OPERATOR_IMAGE; skips where containers or the image are missing."""
-    name = os.environ.get(f"{component.upper()}_IMAGE") or default
+def image(name: str) -> Image:
+    """The image of that name; skips where containers or the image are missing."""
     program = _program()
     if program is None:
         pytest.skip("neither Docker's daemon nor podman answers")
