@@ -94,8 +94,8 @@ def test_calls_of_kubectl_name_what_there_is() -> None:
     for place, words in CALLS:
         verb, *asked = plain(words)
         assert verb in named_things.KUBECTL_VERBS, place
-        if verb in ("rollout", "set", "create"):
-            asked = asked[1:] if verb != "create" else asked
+        if verb in ("rollout", "set"):
+            asked = asked[1:]
         if asked and verb not in ("apply", "cp", "explain", "port-forward", "logs", "run"):
             kinds = asked[0].partition("/")[0].split(",")
             assert set(kinds) <= named_things.kubectl_kinds(), (place, kinds)
