@@ -1,7 +1,7 @@
 """The documents of the repository as tests read them: links, headings, blocks of code, commands, resources.
 
 A block of YAML that opens with ``# name.yaml`` is that file, for the commands of all pages. A block of YAML that has
-``spec`` alone is a part of an InferenceService.
+``spec`` alone is a part of an InferenceService. Any other is an object of Kubernetes.
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ def resources(block: Block) -> Iterator[JSON]:
             yield found
         elif isinstance(found, dict) and set(found) == {"spec"}:
             yield _completed(found["spec"])
+
+
+def unchecked(block: Block) -> list[JSON]:
+    """What a block of YAML holds that is no file, no (part of a) resource, and no object of another kind."""
+    if block.language != "yaml" or block.file:
+        return []
+    found = list(yaml.safe_load_all(block.text))
+    return [each for each in found if not isinstance(each, dict) or not (set(each) == {"spec"} or "apiVersion" in each)]
 
 
 def _completed(spec: JSON) -> JSON:

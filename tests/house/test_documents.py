@@ -14,7 +14,7 @@ import pytest
 
 import named_things
 from crd import schema, strict
-from documents import JSON, ROOT, Block, Document, commands, documents, files, resources
+from documents import JSON, ROOT, Block, Document, commands, documents, files, resources, unchecked
 from pagedserve_operator.parsing import parse
 
 PAGES = documents()
@@ -151,6 +151,13 @@ def test_words_of_the_guide_are_ones_that_the_operator_says() -> None:
 def test_a_resource_in_a_page_has_no_field_that_the_schema_lacks(row: tuple[str, JSON]) -> None:
     VALIDATOR.validate(row[1])
     parse(row[1])
+
+
+def test_no_part_of_a_resource_escapes_the_schema() -> None:
+    assert [(block.place, unchecked(block)) for block in BLOCKS if unchecked(block)] == []
+    part = Block(ROOT / "README.md", 3, "yaml", "autoscaling:\n  novel: 1\n")
+    assert unchecked(part) == [{"autoscaling": {"novel": 1}}]
+    assert unchecked(Block(ROOT / "README.md", 3, "yaml", "apiVersion: v1\nkind: Secret\n")) == []
 
 
 @pytest.mark.parametrize("row", SIZED, ids=first)
