@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from control_cluster import Cluster
 from controlplane import find_control_plane
@@ -125,7 +126,7 @@ def test_uninstalling_leaves_the_crd_and_the_resources_and_nothing_else(site: Si
 def test_the_installed_operator_works_and_takes_its_own_along_when_it_goes(site: Site) -> None:
     if reason := why_not() or why_no_account():
         pytest.skip(reason)
-    images = {"pagedserve/operator:0.1.0": [sys.executable, "-m", "pagedserve_operator"]}
+    images = {f"pagedserve/operator:{app_version()}": [sys.executable, "-m", "pagedserve_operator"]}
     with claimed_subnet() as subnet, NodeStandIn(site.client, "charted", images=images, subnet=subnet):
         before = everything(site.cluster)
         # Helm itself waits until both pods are ready.
@@ -139,6 +140,12 @@ def test_the_installed_operator_works_and_takes_its_own_along_when_it_goes(site:
         site.uninstall()
         certificates = f"Secret {site.namespace} pagedserve-metrics-api-certificates"
         site.wait_left(OF_THE_CRD | {certificates}, before=before)
+
+
+def app_version() -> str:
+    """The tag of the operator's image, where no value names one."""
+    found: str = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+    return found
 
 
 def test_what_an_earlier_release_left_is_taken_up_again_and_by_no_other(site: Site) -> None:
