@@ -23,6 +23,14 @@ LIBRARIES: Final = frozenset(
 """Variables of others that the documents name."""
 TOOLS: Final = ("Makefile", "Dockerfile.*", ".ci/**/*", "e2e/**/*.py", "benchmarks/**/*.py")
 """Where variables of building, testing and measuring stand."""
+READ: Final = (
+    r'\b_?(?:environ|environment|given)(?:\.get\(|\[)"([A-Z][A-Z0-9_]+)"',
+    r"^ARG ([A-Z][A-Z0-9_]+)",
+    r"\$\(([A-Z][A-Z0-9_]+)\)",
+)
+"""Where Python, a Dockerfile and make read one."""
+LISTED: Final = re.compile(r"^(?:SECRETS|PROXIES) = (.+)$", re.MULTILINE)
+"""Of build.py: those that it reads by a list."""
 KUBERNETES: Final = frozenset({"OOMKilled"})
 """Words of Kubernetes that guides name beside kinds and values of fields."""
 KUBECTL_VERBS: Final = frozenset(
@@ -91,9 +99,16 @@ def metrics() -> set[str]:
 def variables() -> set[str]:
     """Of engine, operator, libraries and tools."""
     settings = {field.name.upper() for config in (EngineConfig, OperatorConfig) for field in dataclasses.fields(config)}
-    tools = (path for pattern in TOOLS for path in ROOT.glob(pattern) if path.is_file() and path.suffix != ".pyc")
-    known = (re.findall(r"\b[A-Z][A-Z0-9_]+\b", path.read_text(encoding="utf-8", errors="ignore")) for path in tools)
-    return settings | LIBRARIES | {word for words in known for word in words}
+    tools = [path for pattern in TOOLS for path in ROOT.glob(pattern) if path.is_file() and path.suffix != ".pyc"]
+    read = {word for path in tools for word in read_in(path.read_text(encoding="utf-8", errors="ignore"))}
+    return settings | LIBRARIES | read
+
+
+def read_in(text: str) -> set[str]:
+    """The variables that a file of the tools reads."""
+    lists = (re.findall(r'"([A-Z][A-Z0-9_]+)"', row) for row in LISTED.findall(text))
+    found = (re.findall(pattern, text, re.MULTILINE) for pattern in READ)
+    return {word for words in (*found, *lists) for word in words}
 
 
 def words() -> set[str]:

@@ -140,6 +140,12 @@ def test_variables_that_pages_name_are_settings() -> None:
     assert [row for row in named if row[1] not in known] == []
 
 
+def test_a_variable_is_what_is_read_and_not_what_is_written_large() -> None:
+    read = 'x = os.environ.get("A_B")\nARG C_D=1\ne = given["E_F"]\nSECRETS = {"a": "G_H"}\nrun: $(I_J)\n'
+    assert named_things.read_in(read) == {"A_B", "C_D", "E_F", "G_H", "I_J"}
+    assert named_things.read_in('K_L = 1\n# M_N\nraise Failed("O_P is bad")\n') == set()
+
+
 def test_words_of_the_guide_are_ones_that_the_operator_says() -> None:
     named = [(name(page), word) for page in GUIDE for word in page.words if re.fullmatch(r"[A-Z][a-z]+[A-Z]\w+", word)]
     assert len(named) > 15
