@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,15 +12,11 @@ import pytest
 from openai import OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
-from containers import Container, Image, image
+from containers import ENGINES, OPERATOR, Container, Image, image
 from control_processes import free_port
 
 ROOT = Path(__file__).parents[2]
-VERSION = re.search(r'^version = "(.+)"$', (ROOT / "engine/pyproject.toml").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 SHAPE = ROOT / "benchmarks/shapes/tiny/config.json"
-ENGINES = os.environ.get("ENGINE_IMAGE", f"pagedserve/engine:{VERSION} pagedserve/engine:{VERSION}-cpu").split()
-"""For CUDA, which runs on processors too, and for processors alone; each is tested where it is."""
-OPERATOR = os.environ.get("OPERATOR_IMAGE", f"pagedserve/operator:{VERSION}")
 BUILD_TOOLS = "gcc cc c++ g++ clang make ld as uv hatchling cyclonedx-py"
 TRITONS_OWN_CALL = """
 from pathlib import Path

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+VERSION = tomllib.loads((Path(__file__).parents[2] / "engine/pyproject.toml").read_text())["project"]["version"]
+ENGINES = os.environ.get("ENGINE_IMAGE", f"pagedserve/engine:{VERSION} pagedserve/engine:{VERSION}-cpu").split()
+"""For CUDA, which runs on processors too, and for processors alone; each is tested where it is."""
+OPERATOR = os.environ.get("OPERATOR_IMAGE", f"pagedserve/operator:{VERSION}")
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 """What the pods' security context asks for."""
 SECONDS = 180.0
