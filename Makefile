@@ -19,7 +19,7 @@ serve: ## run the engine on the small model
 	@echo "Installing what is missing (the first time a few minutes: PyTorch alone is 2.6 GB), then starting the engine"
 	@exec $(RUN) --group demo python -m pagedserve_engine serve
 
-test: test-engine test-operator ## every test that needs no GPU (the matrix of faults has a target of its own)
+test: test-engine test-operator test-e2e ## every test that needs no GPU (the matrix of faults has a target of its own)
 
 test-engine: ## the engine's tests, on the CPU
 	$(RUN) --group test pytest -m "not gpu" tests/engine
@@ -33,7 +33,7 @@ test-faults: control-plane ## every call of a resource's life struck by every fa
 test-e2e: control-plane ## the end-to-end scenarios on the local provider
 	E2E_PROVIDER=local $(RUN) --group test pytest e2e
 
-e2e: ## the same scenarios on E2E_PROVIDER=kind (default), existing or local
+e2e: ## the same scenarios on E2E_PROVIDER=kind (default), existing or local; DRY_RUN=1 renders kind's plan
 	$(E2E) -m e2e.run
 
 demo: ## from an empty cluster to an autoscaled service and back in one command; KEEP=1 leaves it up
