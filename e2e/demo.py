@@ -13,7 +13,7 @@ from typing import Any
 
 from e2e.controlplane.build import BuildFailed
 from e2e.installation import BUNDLE, Installation
-from e2e.providers.provider import Images, Unavailable
+from e2e.providers.provider import Unavailable
 from e2e.stage import Narrator, Stage, staged, strike
 from e2e.streams import Crowd, Question, ask
 from e2e.waiting import objects_in
@@ -84,7 +84,7 @@ class Demo:
         """CRD and operator."""
         self.narrator.stage("The operator: kubectl apply --server-side -f manifests/install.yaml")
         installation = Installation(self.stage.cluster)
-        installation.apply(BUNDLE.read_text(encoding="utf-8"), Images(), settings={})
+        installation.apply(BUNDLE.read_text(encoding="utf-8"), self.stage.images, settings={})
         self.narrator.say(self.kubectl("-n", installation.namespace, "get", "deployments,pods"))
 
     def apply(self) -> set[tuple[str, str]]:

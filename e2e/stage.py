@@ -15,7 +15,8 @@ from e2e.controlplane.build import build, built
 from e2e.keeper import Keeper, kept, release
 from e2e.providers.kind import Kind, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
-from e2e.providers.provider import Unavailable
+from e2e.providers.local import Local
+from e2e.providers.provider import Images, Unavailable
 
 from control_cluster import Cluster
 
@@ -59,6 +60,7 @@ class Stage:
 
     cluster: Cluster
     address: Address
+    images: Images
 
 
 def kind_plan() -> KindPlan:
@@ -82,7 +84,7 @@ def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
     if subprocess.run(["make", "images", "VARIANT=cpu"], cwd=ROOT).returncode:
         raise Unavailable("the images can't be built: see above")
     with Kind(kind_plan(), keep=keep) as provider:
-        yield Stage(provider.cluster, provider.address)
+        yield Stage(provider.cluster, provider.address, provider.images)
 
 
 def strike() -> str:
@@ -109,7 +111,7 @@ def _local(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
             return f"{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
         narrator.say(cluster.kubectl("get", "nodes").stdout)
-        yield Stage(cluster, address)
+        yield Stage(cluster, address, Local.images)
     except BaseException:
         keeper.stop(keep=False)
         raise

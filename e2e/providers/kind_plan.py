@@ -130,7 +130,9 @@ class KindPlan:
 
     @staticmethod
     def _image_is_built(image: str) -> Step:
-        return Step(f"look for {image}: `make images` builds it", ("docker", "image", "inspect", "-f=ok", image))
+        return Step(
+            f"look for {image}: `make images VARIANT=cpu` builds it", ("docker", "image", "inspect", "-f=ok", image)
+        )
 
 
 def set_gpus(gpus: int) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ What a provider can't do raises Unsupported with the reason, by which the scenar
 
 from __future__ import annotations
 
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from control_cluster import Cluster, Unsupported
 
 JSON = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 
 LIFECYCLE: JSON = {"startupTimeoutSeconds": 3600, "preStopSeconds": 3, "drainSeconds": 120}
 """Of engines in scenarios: patient with a busy machine, and gone from the endpoints before they drain."""
@@ -24,14 +26,20 @@ class Unavailable(Exception):
     """There is no such cluster here; the message says what is missing."""
 
 
+def version() -> str:
+    """Of this tree, as images are tagged by it."""
+    project = tomllib.loads((ROOT / "engine" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["version"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Names by which the cluster's nodes know the images."""
+    """Names by which the cluster's nodes know the images, as `make images VARIANT=cpu` gives them."""
 
-    operator: str = "pagedserve/operator:0.1.0"
+    operator: str = f"pagedserve/operator:{version()}"
     first_operator: str = "pagedserve/operator:first"
     """The frozen first release's."""
-    engine: str = "pagedserve/engine:0.1.0"
+    engine: str = f"pagedserve/engine:{version()}-cpu"
 
 
 class Provider(ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +16,15 @@ from e2e.providers.choice import PROVIDERS, choose, chosen
 from e2e.providers.existing import Existing, node_address
 from e2e.providers.kind_plan import BadVariable, KindPlan, set_gpus
 from e2e.providers.node_ports import twin
-from e2e.providers.provider import Unavailable
+from e2e.providers.provider import Images, Unavailable
 from e2e.run import steps
 from e2e.streams import Crowd, Cut, Question, Stream, ask
 
 from control_processes import Program, free_port
+from fake_kind import FakeKind
 
 JSON = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 LIGHT_ENGINE = Path(__file__).parents[1] / "support" / "light_engine.py"
 QUESTION = Question("count", 5)
 
@@ -46,6 +50,20 @@ def test_the_plan_names_every_program_image_and_cluster() -> None:
     assert yaml.safe_load(create.stdin)["kind"] == "Cluster"
     deleted = [step.command[-1] for step in told if "delete" in step.command]
     assert deleted == ["mine-2", "mine"]
+
+
+def test_the_images_are_those_that_are_built_for_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(FakeKind(tmp_path / "programs").folder), prepend=os.pathsep)
+    spec = importlib.util.spec_from_file_location("images_build", ROOT / ".ci" / "images" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script
+    spec.loader.exec_module(script)
+    settings = script.read({"VARIANT": "cpu", "BUILDER": "docker"})
+    assert (Images().engine, Images().operator) == (settings.name("engine"), settings.name("operator"))
+    inspected = [step.command[-1] for step in KindPlan().up(Path("kubeconfig")) if "inspect" in step.command]
+    assert inspected == [Images().operator, Images().engine]
 
 
 def test_the_nodes_are_a_control_plane_one_with_gpus_and_spare_ones() -> None:
