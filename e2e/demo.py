@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.controlplane.build import BuildFailed
 from e2e.installation import BUNDLE, Installation
-from e2e.providers.provider import Unavailable
-from e2e.stage import Narrator, Stage, staged, strike
+from e2e.narration import SECONDS, Broken, Narrator, failure
+from e2e.pair import ENV
+from e2e.stage import Stage, staged, strike
 from e2e.streams import Crowd, Question, ask
 from e2e.waiting import objects_in
 from openai import OpenAI
@@ -29,11 +28,6 @@ PROMPTS = ("The river", "Once upon a time", "A good meal", "In the mountains")
 TOKENS = 48
 CLIENTS = 6
 ROLLING = ("Ready", "Progressing")
-SECONDS = 240.0
-
-
-class Broken(Exception):
-    """The story can't be told to its end; says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,9 @@ class Demo:
         before = objects_in(self.client, NAMESPACE)
         self.narrator.say(RESOURCE.read_text(encoding="utf-8"))
         self.kubectl("-n", NAMESPACE, "apply", "-f", str(RESOURCE))
-        self.follow(lambda: conditions(self.world.get(NAME)), until=lambda rows: any(" Ready=True" in r for r in rows))
+        self.narrator.follow(
+            lambda: conditions(self.world.get(NAME)), until=lambda rows: any(" Ready=True" in r for r in rows)
+        )
         self.narrator.say(self.kubectl("-n", NAMESPACE, "get", "psvc"))
         return before
 
@@ -124,7 +120,7 @@ class Demo:
     def scale_up(self, crowd: Crowd) -> None:
         """One engine becomes three."""
         self.narrator.stage(f"Load: {CLIENTS} clients stream without pause, and requests wait")
-        self.follow(self.scaling, until=lambda rows: "3 ready" in rows[0])
+        self.narrator.follow(self.scaling, until=lambda rows: "3 ready" in rows[0])
         self.narrator.say(self.kubectl("-n", NAMESPACE, "get", "hpa"))
         self.narrator.say(f"{crowd.tally.whole} streams whole so far, {len(crowd.faults)} broken")
 
@@ -132,8 +128,10 @@ class Demo:
         """Every engine is replaced while they stream."""
         self.narrator.stage("A rolling update under that load: spec.env changes, so every engine is replaced")
         begun = crowd.tally.started
-        self.world.edit(NAME, env=[{"name": "LOG_LEVEL", "value": "warning"}])
-        self.follow(lambda: [*conditions(self.world.get(NAME), only=ROLLING), *self.scaling()], until=self.is_rolled)
+        self.world.edit(NAME, env=[*ENV, {"name": "LOG_LEVEL", "value": "warning"}])
+        self.narrator.follow(
+            lambda: [*conditions(self.world.get(NAME), only=ROLLING), *self.scaling()], until=self.is_rolled
+        )
         crowd.wait_started(1)
         self.narrator.say(f"{crowd.tally.started - begun} streams were started meanwhile")
 
@@ -154,7 +152,7 @@ class Demo:
         """Nothing is left."""
         self.narrator.stage("Deletion: kubectl delete psvc demo")
         self.kubectl("-n", NAMESPACE, "delete", "psvc", NAME)
-        self.follow(self.left(before), until=lambda rows: rows == ["nothing is left"])
+        self.narrator.follow(self.left(before), until=lambda rows: rows == ["nothing is left"])
 
     def is_rolled(self, rows: list[str]) -> bool:
         """Whether the newest generation runs everywhere."""
@@ -177,22 +175,6 @@ class Demo:
             return [f"left: {', '.join(kinds)}"] if kinds else ["nothing is left"]
 
         return found
-
-    def follow(self, look: Callable[[], list[str]], *, until: Callable[[list[str]], bool]) -> None:
-        """Say whatever changes, until it is as it should be; raises Broken where that takes too long."""
-        told: list[str] = []
-        deadline = time.monotonic() + SECONDS
-        while True:
-            rows = look()
-            for row in rows:
-                if row not in told:
-                    self.narrator.say(row)
-            told = rows
-            if until(rows):
-                return
-            if time.monotonic() > deadline:
-                raise Broken(f"nothing more after {SECONDS:.0f} s: {'; '.join(rows)}")
-            time.sleep(0.5)
 
     def kubectl(self, *arguments: str) -> str:
         """What it prints."""
@@ -227,8 +209,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything is gone")
         return 130
-    except (Broken, Unavailable, BuildFailed, TimeoutError, AssertionError) as error:
-        print(f"\nThe demo failed: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"\nThe demo failed: {failure(error)}", file=sys.stderr)
         return 1
     print(f"\nDone in {narrator.seconds:.0f} s")
     return 0

@@ -1,10 +1,9 @@
-"""Where the demo plays: a kind cluster where a Docker daemon runs, else the local one; and how it is told."""
+"""Where the demo plays: a kind cluster where a Docker daemon runs, else the local one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Protocol
 
 from e2e.controlplane.build import build, built
 from e2e.keeper import Keeper, kept, release
+from e2e.narration import Narrator
 from e2e.providers.kind import Kind, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
 from e2e.providers.local import Local
@@ -22,29 +22,6 @@ from control_cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = "pagedserve-demo"
-
-
-class Narrator:
-    """Progress on standard output, each line with the seconds since the begin."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._stages = 0
-
-    @property
-    def seconds(self) -> float:
-        """Since the begin."""
-        return time.monotonic() - self._begun
-
-    def stage(self, title: str) -> None:
-        """A new part of the story."""
-        self._stages += 1
-        print(f"\n[{self.seconds:4.0f} s] {self._stages}. {title}", flush=True)
-
-    def say(self, text: str) -> None:
-        """What happens now, line by line."""
-        for line in text.splitlines():
-            print(f"[{self.seconds:4.0f} s]    {line}", flush=True)
 
 
 class Address(Protocol):
