@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from e2e.controlplane.build import build, built
-from e2e.keeper import Keeper, kept, release
+from e2e.keeper import RUNS, Keeper, kept, release
 from e2e.narration import Narrator
 from e2e.providers.kind import Kind, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
@@ -49,7 +49,7 @@ def kind_plan() -> KindPlan:
 def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
     """The stage; left, nothing of it is there, or it is kept for `make demo-down`. Raises Unavailable."""
     if kept() is not None:
-        raise Unavailable("a demo's cluster runs already: `make demo-down` ends it")
+        raise Unavailable(RUNS)
     reason = why_no_daemon() if os.environ.get("E2E_PROVIDER", "kind") == "kind" else "E2E_PROVIDER says so"
     if reason:
         narrator.stage(f"A local cluster ({reason}): a real control plane, nodes whose pods are processes")
