@@ -194,26 +194,29 @@ def conditions(resource: JSON, *, only: Sequence[str] = ()) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 for a story that was told to its end."""
-    if arguments == ["down"]:
-        print(strike())
-        return 0
-    narrator, keep = Narrator(), os.environ.get("KEEP", "") not in ("", "0")
+    """The exit status: 0 for a story that was told to its end, and for one that ``down`` took down."""
+    down = arguments == ["down"]
     try:
-        with staged(narrator, keep=keep) as stage:
-            try:
-                Demo(narrator, stage, keep).tell()
-            finally:
-                # A second Ctrl-C must not leave half of it behind.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(strike() if down else play(keep=os.environ.get("KEEP", "") not in ("", "0")))
     except KeyboardInterrupt:
-        print("\nInterrupted; everything is gone")
+        print(f"\nInterrupted; {'`make demo-down` again ends what is left' if down else 'everything is gone'}")
         return 130
     except Exception as error:
-        print(f"\nThe demo failed: {failure(error)}", file=sys.stderr)
+        print(f"\n{'demo-down' if down else 'The demo'} failed: {failure(error)}", file=sys.stderr)
         return 1
-    print(f"\nDone in {narrator.seconds:.0f} s")
     return 0
+
+
+def play(*, keep: bool) -> str:
+    """The last line of the story."""
+    narrator = Narrator()
+    with staged(narrator, keep=keep) as stage:
+        try:
+            Demo(narrator, stage, keep).tell()
+        finally:
+            # A second Ctrl-C must not leave half of it behind.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return f"\nDone in {narrator.seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from e2e.controlplane.build import build, built
-from e2e.keeper import RUNS, Keeper, kept, release
+from e2e.keeper import RUNS, Keeper, is_held, kept, release
 from e2e.narration import Narrator
-from e2e.providers.kind import Kind, run, why_no_daemon
+from e2e.providers.kind import Kind, clusters, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
 from e2e.providers.local import Local
 from e2e.providers.provider import Images, Unavailable
@@ -65,14 +65,17 @@ def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
 
 
 def strike() -> str:
-    """Take down what a demo left; says what that was."""
+    """Take down what a demo left; says what that was. Raises Unavailable where some of it stays."""
+    gone = []
     if state := kept():
         release(state)
-        return "The local cluster is gone"
-    if not why_no_daemon():
+        gone.append("The local cluster is gone")
+    elif is_held():
+        raise Unavailable("a demo's cluster is just starting or ending: try again in a minute")
+    if not why_no_daemon() and CLUSTER in clusters():
         run(kind_plan().down())
-        return "The kind cluster is gone"
-    return "No demo runs"
+        gone.append("The kind cluster is gone")
+    return "\n".join(gone) or "No demo runs"
 
 
 @contextmanager

@@ -39,6 +39,11 @@ def why_no_daemon() -> str:
     )
 
 
+def clusters() -> list[str]:
+    """Names of the kind clusters that are there, whoever made them; raises Unavailable."""
+    return run(Step("list the clusters", ("kind", "get", "clusters"))).split()
+
+
 class Kind(Provider):
     """See above; the cluster goes with it unless ``keep`` says otherwise."""
 
@@ -116,9 +121,10 @@ class Kind(Provider):
         client.wait(lambda: client.request("GET", "/readyz") == "ok", "the API server answers again", seconds=180)
 
 
-def run(step: Step) -> None:
-    """Do it; raises Unavailable with what the command said."""
+def run(step: Step) -> str:
+    """Do it, and give its standard output; raises Unavailable with what the command said."""
     done = subprocess.run(step.command, input=step.stdin, capture_output=True, text=True, timeout=_SECONDS)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise Unavailable(f"{step.why}: `{' '.join(step.command[:3])}` failed: {said[-2000:]}")
+    return done.stdout
