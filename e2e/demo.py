@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.installation import BUNDLE, Installation
+from e2e.interrupts import end_in_order_on_sigterm
 from e2e.narration import SECONDS, Broken, Narrator, failure
 from e2e.pair import ENV
 from e2e.stage import Stage, staged, strike
@@ -195,6 +195,7 @@ def conditions(resource: JSON, *, only: Sequence[str] = ()) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 for a story that was told to its end, and for one that ``down`` took down."""
+    end_in_order_on_sigterm()
     down = arguments == ["down"]
     try:
         print(strike() if down else play(keep=os.environ.get("KEEP", "") not in ("", "0")))
@@ -211,11 +212,7 @@ def play(*, keep: bool) -> str:
     """The last line of the story."""
     narrator = Narrator()
     with staged(narrator, keep=keep) as stage:
-        try:
-            Demo(narrator, stage, keep).tell()
-        finally:
-            # A second Ctrl-C must not leave half of it behind.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        Demo(narrator, stage, keep).tell()
     return f"\nDone in {narrator.seconds:.0f} s"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from e2e.controlplane.build import build, built
+from e2e.interrupts import uninterrupted
 from e2e.keeper import RUNS, Keeper, is_held, kept, release
 from e2e.narration import Narrator
 from e2e.providers.kind import Kind, clusters, run, why_no_daemon
@@ -93,6 +94,8 @@ def _local(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
         narrator.say(cluster.kubectl("get", "nodes").stdout)
         yield Stage(cluster, address, Local.images)
     except BaseException:
-        keeper.stop(keep=False)
+        with uninterrupted():
+            keeper.stop(keep=False)
         raise
-    keeper.stop(keep=keep)
+    with uninterrupted():
+        keeper.stop(keep=keep)

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from e2e.controlplane.build import built
+from e2e.interrupts import uninterrupted
 from e2e.providers.existing import MODEL
-from e2e.providers.kind_plan import GPU_COUNT, BadVariable, KindPlan, Step, set_gpus
+from e2e.providers.kind_plan import GPU_COUNT, KindPlan, Step, set_gpus
 from e2e.providers.node_ports import NodePorts
 from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable
 
@@ -31,12 +32,12 @@ def why_no_daemon() -> str:
     for program in ("docker", "kind"):
         if shutil.which(program) is None:
             return f"there is no {program} on the PATH"
-    done = subprocess.run(["docker", "info", "--format", "{{.ServerVersion}}"], capture_output=True, text=True)
+    # `docker info` ends with 0 where the client alone is there.
+    done = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True)
     if done.returncode == 0:
         return ""
-    return (
-        f"no Docker daemon answers ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'docker info'})"
-    )
+    said = done.stderr.strip().splitlines()
+    return f"no Docker daemon answers ({said[-1] if said else 'docker version'})"
 
 
 def clusters() -> list[str]:
@@ -66,15 +67,16 @@ class Kind(Provider):
             for node in client.list("v1", "Node"):
                 if count := node["metadata"]["labels"].get(GPU_COUNT):
                     client.patch(node, set_gpus(int(count)), type="json", subresource="status")
-        except (BadVariable, Unavailable):
-            self.__exit__(None, None, None)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         self._services = NodePorts(client, host="127.0.0.1", ports=PORTS)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if not self._keep:
-            run(self.plan.down())
+            with uninterrupted():
+                run(self.plan.down())
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -123,8 +125,17 @@ class Kind(Provider):
 
 def run(step: Step) -> str:
     """Do it, and give its standard output; raises Unavailable with what the command said."""
-    done = subprocess.run(step.command, input=step.stdin, capture_output=True, text=True, timeout=_SECONDS)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()
-        raise Unavailable(f"{step.why}: `{' '.join(step.command[:3])}` failed: {said[-2000:]}")
-    return done.stdout
+    short = " ".join(step.command[:3])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(step.command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            said, complained = process.communicate(step.stdin, timeout=_SECONDS)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Unavailable(f"{step.why}: `{short}` takes longer than {_SECONDS:.0f} s") from error
+            raise
+    if process.returncode:
+        raise Unavailable(f"{step.why}: `{short}` failed: {(complained or said).strip()[-2000:]}")
+    return said

@@ -1,0 +1,73 @@
+"""What the kind provider leaves behind, whoever breaks it off: nothing of its own, and everything of others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from e2e.interrupts import end_in_order_on_sigterm, uninterrupted
+from e2e.providers import kind as provider
+from e2e.providers.kind import Kind, run, why_no_daemon
+from e2e.providers.kind_plan import KindPlan, Step
+from e2e.providers.provider import Unavailable
+
+from fake_kind import FakeKind
+
+MINE = "mine"
+
+
+@pytest.fixture
+def kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKind:
+    fake = FakeKind(tmp_path / "programs")
+    monkeypatch.setenv("PATH", str(fake.folder), prepend=os.pathsep)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return fake
+
+
+def start() -> None:
+    with Kind(KindPlan(cluster=MINE)):
+        raise AssertionError("it started")
+
+
+def test_a_client_without_its_daemon_is_no_daemon(kind: FakeKind) -> None:
+    assert why_no_daemon() == ""
+    kind.tell("docker", "version", "echo Cannot connect >&2; exit 1")
+    assert why_no_daemon() == "no Docker daemon answers (Cannot connect)"
+
+
+def test_ctrl_c_in_a_start_deletes_the_cluster_and_a_second_one_does_not_stop_that(kind: FakeKind) -> None:
+    kind.tell("kind", "create", f"echo {MINE} >> clusters; kill -INT $PPID; exec sleep 60")
+    kind.tell("kind", "delete", "kill -INT $PPID; kill -TERM $PPID; kill -INT $$")
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert kind.clusters == []
+    assert not list(kind.folder.parent.glob("pagedserve-kind-*"))
+
+
+def test_a_start_that_fails_deletes_the_cluster(kind: FakeKind) -> None:
+    kind.tell("kind", "load", "echo no such image >&2; exit 1")
+    with pytest.raises(Unavailable, match="load images into the nodes: `kind load docker-image` failed: no such image"):
+        start()
+    assert kind.clusters == []
+
+
+def test_a_command_that_takes_too_long_is_named(kind: FakeKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider, "_SECONDS", 0.05)
+    kind.tell("docker", "kill", "exec sleep 60")
+    with pytest.raises(Unavailable, match="cut the power: `docker kill node` takes longer"):
+        run(Step("cut the power", ("docker", "kill", "node")))
+
+
+def test_sigterm_ends_in_order() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        end_in_order_on_sigterm()
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
