@@ -45,7 +45,7 @@ def why_dry(environment: Mapping[str, str] = os.environ) -> str:
 
 def steps(plan: KindPlan) -> Iterator[Step]:
     """Everything that the provider would run, in the order of a session."""
-    yield from plan.up(Path("kubeconfig"))
+    yield from (*plan.needs(), *plan.up(Path("kubeconfig")))
     yield plan.kill_pod(f"{plan.cluster}-worker", "pagedserve-system", "pagedserve-operator-0")
     yield plan.kill_apiserver()
     yield plan.lose(f"{plan.cluster}-worker3")

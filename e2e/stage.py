@@ -57,6 +57,8 @@ def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
         with _local(narrator, keep=keep) as stage:
             yield stage
         return
+    if CLUSTER in clusters():
+        raise Unavailable(RUNS)
     narrator.stage("A kind cluster with this tree's images")
     narrator.say("make images (minutes, the first time)")
     if subprocess.run(["make", "images", "VARIANT=cpu"], cwd=ROOT).returncode:

@@ -57,6 +57,14 @@ class Kind(Provider):
     def __enter__(self) -> Self:
         if reason := why_no_daemon():
             raise Unavailable(f"E2E_PROVIDER=kind: {reason}")
+        if self.plan.cluster in clusters():
+            # Somebody works with it: it isn't ours to load, to break or to delete.
+            raise Unavailable(
+                f"there is a kind cluster {self.plan.cluster} already: give this one another name by KIND_CLUSTER, "
+                f"or delete that by `kind delete cluster --name {self.plan.cluster}`"
+            )
+        for step in self.plan.needs():
+            run(step)
         self._folder = Path(tempfile.mkdtemp(prefix="pagedserve-kind-"))
         kubeconfig = self._folder / "kubeconfig"
         try:

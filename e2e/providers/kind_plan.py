@@ -65,12 +65,15 @@ class KindPlan:
             document["kubeadmConfigPatches"] = patches
         return yaml.safe_dump(document, sort_keys=False)
 
+    def needs(self) -> list[Step]:
+        """What fails where something is missing that the cluster needs."""
+        return [self._image_is_built(image) for image in (self.images.operator, self.images.engine)]
+
     def up(self, kubeconfig: Path) -> list[Step]:
         """From nothing to a cluster with both images, its kubeconfig in that file."""
         image = ("--image", self.node_image) if self.node_image else ()
         create = ("kind", "create", "cluster", "--name", self.cluster, "--config", "-", "--wait", "180s")
         return [
-            *(self._image_is_built(image) for image in (self.images.operator, self.images.engine)),
             Step("create the cluster", (*create, *image, "--kubeconfig", str(kubeconfig)), self.config()),
             self.load((self.images.operator, self.images.engine)),
         ]

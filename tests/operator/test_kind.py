@@ -54,6 +54,21 @@ def test_a_start_that_fails_deletes_the_cluster(kind: FakeKind) -> None:
     assert kind.clusters == []
 
 
+def test_somebodys_cluster_of_that_name_stays(kind: FakeKind) -> None:
+    kind.add(MINE)
+    with pytest.raises(Unavailable, match="a kind cluster mine already: give this one another name by KIND_CLUSTER"):
+        start()
+    assert kind.clusters == [MINE]
+    assert "delete" not in " ".join(kind.calls)
+
+
+def test_a_cluster_that_was_not_begun_is_not_deleted(kind: FakeKind) -> None:
+    kind.tell("docker", "image", "echo No such image >&2; exit 1")
+    with pytest.raises(Unavailable, match="`make images VARIANT=cpu` builds it"):
+        start()
+    assert kind.calls[-1].startswith("docker image inspect")
+
+
 def test_a_command_that_takes_too_long_is_named(kind: FakeKind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "_SECONDS", 0.05)
     kind.tell("docker", "kill", "exec sleep 60")
