@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from e2e.controlplane.build import build, built
 from e2e.interrupts import uninterrupted
-from e2e.keeper import RUNS, Keeper, is_held, kept, release
+from e2e.keeper import RUNS, Keeper, is_held, kept, release, state_file
 from e2e.narration import Narrator
 from e2e.providers.kind import Kind, clusters, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
@@ -46,6 +47,11 @@ def kind_plan() -> KindPlan:
     return replace(KindPlan.read(os.environ), cluster=CLUSTER)
 
 
+def kind_folder() -> Path:
+    """Of the kind cluster's kubeconfig, where `make demo-down` finds it."""
+    return state_file().with_name("demo-kind")
+
+
 @contextmanager
 def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
     """The stage; left, nothing of it is there, or it is kept for `make demo-down`. Raises Unavailable."""
@@ -63,7 +69,7 @@ def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
     narrator.say("make images (minutes, the first time)")
     if subprocess.run(["make", "images", "VARIANT=cpu"], cwd=ROOT).returncode:
         raise Unavailable("the images can't be built: see above")
-    with Kind(kind_plan(), keep=keep) as provider:
+    with Kind(kind_plan(), keep=keep, folder=kind_folder()) as provider:
         yield Stage(provider.cluster, provider.address, provider.images)
 
 
@@ -77,6 +83,7 @@ def strike() -> str:
         raise Unavailable("a demo's cluster is just starting or ending: try again in a minute")
     if not why_no_daemon() and CLUSTER in clusters():
         run(kind_plan().down())
+        shutil.rmtree(kind_folder(), ignore_errors=True)
         gone.append("The kind cluster is gone")
     return "\n".join(gone) or "No demo runs"
 

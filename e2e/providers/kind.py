@@ -46,13 +46,14 @@ def clusters() -> list[str]:
 
 
 class Kind(Provider):
-    """See above; the cluster goes with it unless ``keep`` says otherwise."""
+    """See above; left in good order with ``keep``, the cluster stays, and so does its kubeconfig in ``folder``."""
 
     name = "kind"
 
-    def __init__(self, plan: KindPlan | None = None, *, keep: bool = False) -> None:
+    def __init__(self, plan: KindPlan | None = None, *, keep: bool = False, folder: Path | None = None) -> None:
         self.plan = plan or KindPlan.read(os.environ)
         self._keep = keep
+        self._wanted_folder = folder
 
     def __enter__(self) -> Self:
         if reason := why_no_daemon():
@@ -65,7 +66,8 @@ class Kind(Provider):
             )
         for step in self.plan.needs():
             run(step)
-        self._folder = Path(tempfile.mkdtemp(prefix="pagedserve-kind-"))
+        self._folder = self._wanted_folder or Path(tempfile.mkdtemp(prefix="pagedserve-kind-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
         kubeconfig = self._folder / "kubeconfig"
         try:
             for step in self.plan.up(kubeconfig):
@@ -82,9 +84,10 @@ class Kind(Provider):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if not self._keep:
-            with uninterrupted():
-                run(self.plan.down())
+        if self._keep and kind is None:
+            return
+        with uninterrupted():
+            run(self.plan.down())
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

@@ -12,7 +12,7 @@ import pytest
 from e2e.demo import main
 from e2e.keeper import RUNS, Keeper, alone, kept, release, state_file
 from e2e.providers.provider import Unavailable
-from e2e.stage import CLUSTER
+from e2e.stage import CLUSTER, kind_folder
 
 from fake_kind import FakeKind
 
@@ -54,7 +54,9 @@ def test_down_says_that_nothing_runs_where_nothing_does(kind: FakeKind, capsys: 
 def test_down_deletes_the_demos_kind_cluster_alone(kind: FakeKind, capsys: pytest.CaptureFixture[str]) -> None:
     kind.add("somebody-elses")
     kind.add(CLUSTER)
+    kind_folder().mkdir(parents=True)
     assert main(["down"]) == 0
+    assert not kind_folder().exists()
     assert capsys.readouterr().out == "The kind cluster is gone\n"
     assert kind.clusters == ["somebody-elses"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from e2e.providers.kind import Kind, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan, Step
 from e2e.providers.provider import Unavailable
 
+from control_cluster import Cluster
 from fake_kind import FakeKind
 
 MINE = "mine"
@@ -67,6 +69,21 @@ def test_a_cluster_that_was_not_begun_is_not_deleted(kind: FakeKind) -> None:
     with pytest.raises(Unavailable, match="`make images VARIANT=cpu` builds it"):
         start()
     assert kind.calls[-1].startswith("docker image inspect")
+
+
+def test_only_a_cluster_that_is_left_in_good_order_is_kept(kind: FakeKind, control_plane: Cluster) -> None:
+    if not control_plane.started_here:
+        pytest.skip("the provider changes the nodes of its cluster")
+    shutil.copy(control_plane.kubeconfig, kind.folder / "admin.kubeconfig")
+    folder = kind.folder.parent / "kept"
+    with pytest.raises(ZeroDivisionError), Kind(KindPlan(cluster=MINE), keep=True, folder=folder):
+        raise ZeroDivisionError
+    assert kind.clusters == []
+    assert not folder.exists()
+    with Kind(KindPlan(cluster=MINE), keep=True, folder=folder) as started:
+        assert started.cluster.kubectl("get", "namespaces").stdout
+    assert kind.clusters == [MINE]
+    assert (folder / "kubeconfig").exists()
 
 
 def test_a_command_that_takes_too_long_is_named(kind: FakeKind, monkeypatch: pytest.MonkeyPatch) -> None:
