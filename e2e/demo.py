@@ -145,7 +145,10 @@ class Demo:
     def hand_over(self) -> None:
         """Everything stays, for whoever wants to try it."""
         self.narrator.stage("It stays up; `make demo-down` ends it")
-        self.narrator.say(f"kubectl --kubeconfig {self.stage.cluster.kubeconfig} -n {NAMESPACE} get psvc,hpa,pods")
+        cluster = self.stage.cluster
+        self.narrator.say(
+            f"{cluster.kubectl_program} --kubeconfig {cluster.kubeconfig} -n {NAMESPACE} get psvc,hpa,pods"
+        )
         self.narrator.say(f'curl http://{self.address}/v1/completions -d \'{{"prompt": "The river"}}\'')
 
     def delete(self, before: set[tuple[str, str]]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from e2e.controlplane.build import built
 from e2e.providers.node_ports import NodePorts
-from e2e.providers.provider import JSON, LIFECYCLE, Images, Provider, Unavailable
+from e2e.providers.provider import JSON, LIFECYCLE, Images, Provider, Unavailable, find_kubectl
 
 from control_cluster import Cluster
 
@@ -36,7 +34,7 @@ class Existing(Provider):
         given = self._environment.get("KUBECONFIG")
         if not given:
             raise Unavailable("E2E_PROVIDER=existing runs on the cluster that KUBECONFIG names: set it")
-        self._cluster = Cluster(Path(given), kubectl=Path(shutil.which("kubectl") or built() / "kubectl"))
+        self._cluster = Cluster(Path(given), kubectl=find_kubectl())
         client = self._cluster.client()
         host = self._environment.get("E2E_NODE_ADDRESS") or node_address(client.list("v1", "Node"))
         self._services = NodePorts(client, host=host)

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from e2e.controlplane.build import built
 from e2e.interrupts import uninterrupted
 from e2e.providers.existing import MODEL
 from e2e.providers.kind_plan import GPU_COUNT, KindPlan, Step, set_gpus
 from e2e.providers.node_ports import NodePorts
-from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable
+from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable, find_kubectl
 
 from control_cluster import Cluster, Unsupported
 
@@ -58,6 +57,7 @@ class Kind(Provider):
     def __enter__(self) -> Self:
         if reason := why_no_daemon():
             raise Unavailable(f"E2E_PROVIDER=kind: {reason}")
+        kubectl = find_kubectl()
         if self.plan.cluster in clusters():
             # Somebody works with it: it isn't ours to load, to break or to delete.
             raise Unavailable(
@@ -72,7 +72,7 @@ class Kind(Provider):
         try:
             for step in self.plan.up(kubeconfig):
                 run(step)
-            self._cluster = Cluster(kubeconfig, kubectl=Path(shutil.which("kubectl") or built() / "kubectl"))
+            self._cluster = Cluster(kubeconfig, kubectl=kubectl)
             client = self._cluster.client()
             for node in client.list("v1", "Node"):
                 if count := node["metadata"]["labels"].get(GPU_COUNT):

@@ -5,6 +5,7 @@ What a provider can't do raises Unsupported with the reason, by which the scenar
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
+
+from e2e.controlplane.build import BuildFailed, build
 
 from control_cluster import Cluster, Unsupported
 
@@ -40,6 +43,14 @@ class Images:
     first_operator: str = "pagedserve/operator:first"
     """The frozen first release's."""
     engine: str = f"pagedserve/engine:{version()}-cpu"
+
+
+def find_kubectl() -> Path:
+    """The program of the PATH, else the one that is built beside the control plane; raises Unavailable."""
+    try:
+        return Path(shutil.which("kubectl") or build() / "kubectl")
+    except BuildFailed as failed:
+        raise Unavailable(f"there is no kubectl on the PATH, and none can be built: {failed}") from failed
 
 
 class Provider(ABC):

@@ -12,7 +12,7 @@ from e2e.interrupts import end_in_order_on_sigterm, uninterrupted
 from e2e.providers import kind as provider
 from e2e.providers.kind import Kind, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan, Step
-from e2e.providers.provider import Unavailable
+from e2e.providers.provider import Unavailable, find_kubectl
 
 from control_cluster import Cluster
 from fake_kind import FakeKind
@@ -62,6 +62,21 @@ def test_somebodys_cluster_of_that_name_stays(kind: FakeKind) -> None:
         start()
     assert kind.clusters == [MINE]
     assert "delete" not in " ".join(kind.calls)
+
+
+def test_a_machine_without_kubectl_gets_one_before_the_cluster_starts(
+    kind: FakeKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(kind.folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kind.folder))
+    built = kind.folder / "go"
+    built.write_text("#!/bin/sh\n[ $1 != env ] && { echo no space left >&2; exit 1; }; echo go9.9.9\n")
+    built.chmod(0o755)
+    with pytest.raises(Unavailable, match="no kubectl on the PATH, and none can be built"):
+        start()
+    assert not [call for call in kind.calls if "create" in call]
+    (kind.folder / "kubectl").touch(mode=0o755)
+    assert find_kubectl() == kind.folder / "kubectl"
 
 
 def test_a_cluster_that_was_not_begun_is_not_deleted(kind: FakeKind) -> None:

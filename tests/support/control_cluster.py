@@ -25,14 +25,14 @@ class Unsupported(Exception):
 class Cluster:
     """The cluster that ``kubeconfig`` names, entered and left without starting or stopping anything.
 
-    ``kubeconfig`` is the administrator's file; ``kubectl`` is the program that ``kubectl()`` runs.
+    ``kubeconfig`` is the administrator's file; ``kubectl``, later ``kubectl_program``, is what ``kubectl()`` runs.
     """
 
     started_here = False
 
     def __init__(self, kubeconfig: Path, *, kubectl: Path) -> None:
         self.kubeconfig = kubeconfig
-        self._kubectl = kubectl
+        self.kubectl_program = kubectl
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class Cluster:
         seconds: float = 120.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl to its end; with ``check`` a failure raises AssertionError with what it said."""
-        command = [str(self._kubectl), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments]
+        command = [str(self.kubectl_program), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=seconds)
         assert not check or done.returncode == 0, f"{' '.join(arguments)}: {done.stderr or done.stdout}"
         return done
