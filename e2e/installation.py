@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import http.client
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import yaml
-from e2e.providers.provider import Images, Provider
+from e2e.providers.provider import Images
 
 from control_client import ApiError
 from control_cluster import Cluster
@@ -114,39 +112,3 @@ class Installation:
 
     def _scale(self, deployment: JSON, replicas: int) -> None:
         self._client.patch(deployment, {"spec": {"replicas": replicas}}, subresource="scale")
-
-
-class Killer:
-    """Kills the operator that leads every ``seconds`` while it is entered; ``kills`` names the pods."""
-
-    def __init__(self, provider: Provider, installation: Installation, *, seconds: float = 5.0) -> None:
-        self.kills: list[str] = []
-        self._provider = provider
-        self._installation = installation
-        self._seconds = seconds
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            # Where none leads at the moment, whoever may lead next.
-            names = [pod["metadata"]["name"] for pod in self._installation.pods()]
-            victim = self._installation.leader() or (names[0] if names else None)
-            if victim is not None and self._kill(victim):
-                self.kills.append(victim)
-            self._over.wait(self._seconds)
-
-    def _kill(self, pod: str) -> bool:
-        try:
-            self._provider.kill(self._installation.namespace, pod)
-        except (LookupError, ProcessLookupError):
-            return False
-        return True

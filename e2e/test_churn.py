@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 
-from e2e.installation import Installation, Killer
+from e2e.installation import Installation
+from e2e.killer import Killer
 from e2e.providers.provider import Provider
 from e2e.waiting import JSON, objects_in, staying, wait_served
 
@@ -14,6 +16,8 @@ from operator_world import World
 NAMES = tuple(f"churn-{number}" for number in range(20))
 KILLS = 7
 PACE_SECONDS = 0.3
+SECONDS = 300.0
+"""Many times what so many kills take."""
 CHILDREN = ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")
 
 
@@ -58,7 +62,10 @@ def test_twenty_resources_churn_while_the_operator_is_killed_every_five_seconds(
     before = objects_in(world.client, world.namespace)
     churn, pace = Churn(world, provider), threading.Event()
     with Killer(provider, installation) as killer:
+        deadline = time.monotonic() + SECONDS
         while len(killer.kills) < KILLS:
+            killer.check()
+            assert time.monotonic() < deadline, f"{len(killer.kills)} kills in {SECONDS:.0f} s: {killer.missed!r}"
             churn.step()
             pace.wait(PACE_SECONDS)
         churn.fill()

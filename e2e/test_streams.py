@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from e2e.installation import Installation, Killer
+from e2e.installation import Installation
+from e2e.killer import Killer
 from e2e.pair import Pair
 from e2e.providers.provider import Provider
 from e2e.streams import Crowd

@@ -14,7 +14,7 @@ from typing import Self
 
 from e2e.interrupts import uninterrupted
 from e2e.providers.existing import MODEL
-from e2e.providers.kind_plan import GPU_COUNT, KindPlan, Step, set_gpus
+from e2e.providers.kind_plan import GPU_COUNT, NOTHING_RUNS, KindPlan, Step, set_gpus
 from e2e.providers.node_ports import NodePorts
 from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable, find_kubectl
 
@@ -37,6 +37,14 @@ def why_no_daemon() -> str:
         return ""
     said = done.stderr.strip().splitlines()
     return f"no Docker daemon answers ({said[-1] if said else 'docker version'})"
+
+
+class StepFailed(Unavailable):
+    """A command ended with ``status``; the message ends with what it said."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def clusters() -> list[str]:
@@ -126,7 +134,14 @@ class Kind(Provider):
 
     def kill(self, namespace: str, pod: str) -> None:
         spec = self.cluster.client().get("v1", "Pod", pod, namespace=namespace)["spec"]
-        run(self.plan.kill_pod(spec["nodeName"], namespace, pod))
+        try:
+            run(self.plan.kill_pod(spec["nodeName"], namespace, pod))
+        except StepFailed as failed:
+            if failed.status == NOTHING_RUNS:
+                raise LookupError(f"nothing runs in pod {pod!r}") from failed
+            raise
+        # Killed again and again, a container is started later each time: a new pod is started at once.
+        super().kill(namespace, pod)
 
     def restart_apiserver(self) -> None:
         run(self.plan.kill_apiserver())
@@ -148,5 +163,6 @@ def run(step: Step) -> str:
                 raise Unavailable(f"{step.why}: `{short}` takes longer than {_SECONDS:.0f} s") from error
             raise
     if process.returncode:
-        raise Unavailable(f"{step.why}: `{short}` failed: {(complained or said).strip()[-2000:]}")
+        complaint = (complained or said).strip()[-2000:]
+        raise StepFailed(f"{step.why}: `{short}` failed: {complaint}", process.returncode)
     return said
