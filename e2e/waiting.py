@@ -25,9 +25,11 @@ def namespaced(provider: Provider, word: str) -> Iterator[World]:
     """A new namespace in which pods can be created; left, it and all that is in it are going."""
     client, name = provider.cluster.client(), f"{PREFIX}{word}-{uuid.uuid4().hex[:6]}"
     client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    client.wait(lambda: client.find("v1", "ServiceAccount", "default", namespace=name), "its service account")
-    yield World(client, name)
-    client.delete("v1", "Namespace", name)
+    try:
+        client.wait(lambda: client.find("v1", "ServiceAccount", "default", namespace=name), "its service account")
+        yield World(client, name)
+    finally:
+        client.delete("v1", "Namespace", name)
 
 
 def wait_served(world: World, name: str, *, seconds: float = SECONDS) -> JSON:
