@@ -84,7 +84,7 @@ def test_twenty_resources_churn_while_the_operator_is_killed_every_five_seconds(
         assert len(staying(world.pods(name))) == spec["replicas"]
     for name in NAMES:
         world.delete(name)
-    world.client.wait(lambda: _only(world, before), "nothing is left of them", seconds=120)
+    world.client.wait(lambda: _only(world, before), "nothing is left of them", seconds=120, every=1.0)
 
 
 def _container(deployment: JSON) -> JSON:

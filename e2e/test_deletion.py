@@ -26,10 +26,10 @@ def test_deletion_leaves_nothing(provider: Provider, installation: Installation,
     kinds = {kind for kind, name in objects_in(world.client, world.namespace) - before if "operated" in name}
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "NetworkPolicy", "ConfigMap", "Pod"} <= kinds
     world.delete("operated")
-    world.client.wait(lambda: not _named(world, "operated"), "nothing is left of it", seconds=120)
+    world.client.wait(lambda: not _named(world, "operated"), "nothing is left of it", seconds=120, every=1.0)
     with installation.held():
         world.delete("orphaned")
-        world.client.wait(lambda: not _named(world, "orphaned"), "nothing is left of it", seconds=120)
+        world.client.wait(lambda: not _named(world, "orphaned"), "nothing is left of it", seconds=120, every=1.0)
     assert objects_in(world.client, world.namespace) == before
 
 

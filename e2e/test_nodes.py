@@ -16,22 +16,22 @@ QUESTION = Question("Who is there?", 3)
 
 def test_a_lost_nodes_engine_leaves_the_service_and_comes_back_elsewhere(provider: Provider, world: World) -> None:
     pool = {POOL: uuid.uuid4().hex[:8]}
-    doomed, spare = (provider.add_node(labels=pool) for _ in range(2))
-    selector = {"gpu": {"type": "cpu", "nodeSelector": pool}}
-    world.create("chat", **{**provider.light(), **selector, "replicas": 2})
-    wait_served(world, "chat")
-    address = wait_answers(provider, world, "chat")
-    assert _nodes(world) == {doomed, spare}, "the engines aren't spread"
-    provider.lose_node(doomed)
-    world.client.wait(lambda: _ready_nodes(world) == {spare}, "the lost engine is out of the Service", seconds=120)
-    # A Service's proxy hears of it a moment later.
-    world.client.wait(lambda: all(_answers(address) for _ in range(20)), "every question is answered")
-    assert condition_of(world.get("chat"), "Ready")["status"] == "True"
-    # As a cloud's controller does once the machine is gone for good.
-    world.client.delete("v1", "Node", doomed)
-    world.client.wait(lambda: _replaced(world, spare), "both engines run on the other node", seconds=180)
-    wait_served(world, "chat")
-    assert _answers(address)
+    with provider.node(labels=pool) as doomed, provider.node(labels=pool) as spare:
+        selector = {"gpu": {"type": "cpu", "nodeSelector": pool}}
+        world.create("chat", **{**provider.light(), **selector, "replicas": 2})
+        wait_served(world, "chat")
+        address = wait_answers(provider, world, "chat")
+        assert _nodes(world) == {doomed, spare}, "the engines aren't spread"
+        provider.lose_node(doomed)
+        world.client.wait(lambda: _ready_nodes(world) == {spare}, "the lost engine is out of the Service", seconds=120)
+        # A Service's proxy hears of it a moment later.
+        world.client.wait(lambda: all(_answers(address) for _ in range(20)), "every question is answered")
+        assert condition_of(world.get("chat"), "Ready")["status"] == "True"
+        # As a cloud's controller does once the machine is gone for good.
+        world.client.delete("v1", "Node", doomed)
+        world.client.wait(lambda: _replaced(world, spare), "both engines run on the other node", seconds=180)
+        wait_served(world, "chat")
+        assert _answers(address)
 
 
 def _nodes(world: World) -> set[str]:

@@ -26,22 +26,22 @@ def labels_of(product: str, memory_mib: int) -> dict[str, str]:
 
 def test_the_numbers_follow_the_nodes_label_and_stand_until_the_spec_changes(provider: Provider, world: World) -> None:
     pool = {POOL: uuid.uuid4().hex[:8]}
-    node = provider.add_node(labels={**pool, **labels_of("NVIDIA-L4", 23034)}, gpus=1)
-    # No engine is started: there is no such GPU.
-    spec: JSON = {"gpu": {"type": "auto", "nodeSelector": pool}, "replicas": 0}
-    world.create("first", **spec)
-    first = world.wait("first", "TuningResolved")["status"]["tuning"]
-    assert (first["gpu"]["product"], first["gpu"]["memoryMiB"]) == ("NVIDIA-L4", 23034)
-    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
-    world.client.patch(manifest, {"metadata": {"labels": labels_of("NVIDIA-H100-80GB-HBM3", 81559)}})
-    larger = _decided_for_the_new_label(world, spec)
-    assert larger["numBlocks"] > first["numBlocks"]
-    assert world.get("first")["status"]["tuning"] == first
-    world.edit("first", limits={"maxNumSeqs": 8})
-    world.client.wait(lambda: _product(world.get("first")) == larger["gpu"]["product"], "it is decided anew")
-    container = world.child("Deployment", "first")["spec"]["template"]["spec"]["containers"][0]
-    given = {row["name"]: row.get("value") for row in container["env"]}
-    assert given["NUM_BLOCKS"] == str(world.get("first")["status"]["tuning"]["numBlocks"])
+    with provider.node(labels={**pool, **labels_of("NVIDIA-L4", 23034)}, gpus=1) as node:
+        # No engine is started: there is no such GPU.
+        spec: JSON = {"gpu": {"type": "auto", "nodeSelector": pool}, "replicas": 0}
+        world.create("first", **spec)
+        first = world.wait("first", "TuningResolved")["status"]["tuning"]
+        assert (first["gpu"]["product"], first["gpu"]["memoryMiB"]) == ("NVIDIA-L4", 23034)
+        manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
+        world.client.patch(manifest, {"metadata": {"labels": labels_of("NVIDIA-H100-80GB-HBM3", 81559)}})
+        larger = _decided_for_the_new_label(world, spec)
+        assert larger["numBlocks"] > first["numBlocks"]
+        assert world.get("first")["status"]["tuning"] == first
+        world.edit("first", limits={"maxNumSeqs": 8})
+        world.client.wait(lambda: _product(world.get("first")) == larger["gpu"]["product"], "it is decided anew")
+        container = world.child("Deployment", "first")["spec"]["template"]["spec"]["containers"][0]
+        given = {row["name"]: row.get("value") for row in container["env"]}
+        assert given["NUM_BLOCKS"] == str(world.get("first")["status"]["tuning"]["numBlocks"])
 
 
 def _decided_for_the_new_label(world: World, spec: JSON) -> JSON:

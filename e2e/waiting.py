@@ -43,7 +43,7 @@ def wait_served(world: World, name: str, *, seconds: float = SECONDS) -> JSON:
         return resource if seen == [("Available", generation), ("Complete", generation)] else None
 
     try:
-        return world.client.wait(served, f"{name} is served", seconds=seconds)
+        return world.client.wait(served, f"{name} is served", seconds=seconds, every=0.25)
     except TimeoutError as error:
         raise TimeoutError(f"{error}; its status is {world.get(name).get('status')}") from error
 
@@ -57,7 +57,7 @@ def wait_answers(provider: Provider, world: World, name: str) -> str:
         socket.create_connection((str(place.hostname), place.port), 5).close()
         return True
 
-    world.client.wait(accepts, f"the Service {name} accepts connections")
+    world.client.wait(accepts, f"the Service {name} accepts connections", every=0.25)
     return address
 
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from e2e.interrupts import uninterrupted
 from e2e.providers.existing import MODEL
-from e2e.providers.kind_plan import GPU_COUNT, NOTHING_RUNS, KindPlan, Step, set_gpus
+from e2e.providers.kind_plan import GPU_COUNT, GPUS, NOTHING_RUNS, KindPlan, Step, set_gpus
 from e2e.providers.node_ports import NodePorts
 from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable, find_kubectl
 
@@ -61,6 +61,7 @@ class Kind(Provider):
         self.plan = plan or KindPlan.read(os.environ)
         self._keep = keep
         self._wanted_folder = folder
+        self._lent: dict[str, Mapping[str, str]] = {}
 
     def __enter__(self) -> Self:
         if reason := why_no_daemon():
@@ -127,7 +128,18 @@ class Kind(Provider):
         node = client.patch(free[0], {"metadata": {"labels": {**labels, SPARE: None}}})
         if gpus:
             client.patch(node, set_gpus(gpus), type="json", subresource="status")
-        return str(node["metadata"]["name"])
+        name = str(node["metadata"]["name"])
+        self._lent[name] = labels
+        return name
+
+    def remove_node(self, name: str) -> None:
+        client, labels = self.cluster.client(), self._lent.pop(name)
+        node = client.find("v1", "Node", name)
+        if node is None:
+            return
+        client.patch(node, {"metadata": {"labels": {**dict.fromkeys(labels), SPARE: "true"}}})
+        if GPUS in node["status"]["capacity"]:
+            client.patch(node, set_gpus(0), type="json", subresource="status")
 
     def lose_node(self, name: str) -> None:
         run(self.plan.lose(name))

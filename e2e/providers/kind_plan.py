@@ -13,7 +13,8 @@ from e2e.providers.provider import Images
 
 CONFIG = Path(__file__).parents[1] / "kind-config.yaml"
 FIRST_RELEASE = Path(__file__).parents[1] / "fixtures" / "first-release"
-GPU_COUNT = "nvidia.com/gpu.count"
+GPUS = "nvidia.com/gpu"
+GPU_COUNT = f"{GPUS}.count"
 NOTHING_RUNS = 3
 """Exit status of a kill that finds no container."""
 _KUBEADM = ("kubeadm.k8s.io/v1beta3", "kubeadm.k8s.io/v1beta4")

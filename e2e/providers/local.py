@@ -123,6 +123,9 @@ class Local(Provider):
         self._nodes[name] = self._stack.enter_context(node)
         return name
 
+    def remove_node(self, name: str) -> None:
+        self._nodes[name].__exit__()
+
     def lose_node(self, name: str) -> None:
         self._nodes[name].lose()
         # The tests' node controller would wait an hour (control_flags.py) before it says this; a cluster's waits 50 s.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shutil
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +95,19 @@ class Provider(ABC):
 
     def add_node(self, *, labels: Mapping[str, str], gpus: int = 0) -> str:
         """The name of a node that no other scenario uses, with these labels and ``nvidia.com/gpu``s."""
+        self._refuse("node that a scenario may change")
+
+    @contextmanager
+    def node(self, *, labels: Mapping[str, str], gpus: int = 0) -> Iterator[str]:
+        """A node as ``add_node`` gives it, as long as this is entered."""
+        name = self.add_node(labels=labels, gpus=gpus)
+        try:
+            yield name
+        finally:
+            self.remove_node(name)
+
+    def remove_node(self, name: str) -> None:
+        """Take back a node that was added; it may be lost by now."""
         self._refuse("node that a scenario may change")
 
     def lose_node(self, name: str) -> None:

@@ -20,10 +20,15 @@ class Given:
         self.cluster = cluster
 
 
-def test_a_scenarios_namespace_goes_with_it_also_when_it_fails(control_plane: Cluster) -> None:
-    names = []
-    with pytest.raises(ZeroDivisionError), namespaced(cast(Provider, Given(control_plane)), "fails") as world:
+def fail(given: Given, names: list[str]) -> None:
+    with namespaced(cast(Provider, given), "fails") as world:
         names.append(world.namespace)
         raise ZeroDivisionError
+
+
+def test_a_scenarios_namespace_goes_with_it_also_when_it_fails(control_plane: Cluster) -> None:
+    names: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        fail(Given(control_plane), names)
     found = control_plane.client().find("v1", "Namespace", names[0])
     assert found is None or "deletionTimestamp" in found["metadata"]

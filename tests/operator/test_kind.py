@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from e2e.interrupts import end_in_order_on_sigterm, uninterrupted
 from e2e.providers import kind as provider
-from e2e.providers.kind import Kind, run, why_no_daemon
-from e2e.providers.kind_plan import KindPlan, Step
+from e2e.providers.kind import SPARE, Kind, run, why_no_daemon
+from e2e.providers.kind_plan import GPUS, KindPlan, Step
 from e2e.providers.provider import Unavailable, find_kubectl
 
-from control_cluster import Cluster
+from control_cluster import Cluster, Unsupported
 from fake_kind import FakeKind
 
 MINE = "mine"
@@ -86,10 +86,36 @@ def test_a_cluster_that_was_not_begun_is_not_deleted(kind: FakeKind) -> None:
     assert kind.calls[-1].startswith("docker image inspect")
 
 
-def test_only_a_cluster_that_is_left_in_good_order_is_kept(kind: FakeKind, control_plane: Cluster) -> None:
+@pytest.fixture
+def cluster(kind: FakeKind, control_plane: Cluster) -> Cluster:
+    """What the provider finds behind the kubeconfig that it gets."""
     if not control_plane.started_here:
         pytest.skip("the provider changes the nodes of its cluster")
     shutil.copy(control_plane.kubeconfig, kind.folder / "admin.kubeconfig")
+    return control_plane
+
+
+def test_a_spare_node_is_lent_and_taken_back(kind: FakeKind, cluster: Cluster) -> None:
+    client = cluster.client()
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "spare", "labels": {SPARE: "true"}}}
+    client.create(node)
+    client.patch(node, {"status": {"capacity": {"cpu": "1"}}}, subresource="status")
+    try:
+        with Kind(KindPlan(cluster=MINE)) as started:
+            with started.node(labels={"pool": "a"}, gpus=2) as name:
+                lent = client.get("v1", "Node", name)
+                assert (lent["metadata"]["labels"], lent["status"]["capacity"][GPUS]) == ({"pool": "a"}, "2")
+                with pytest.raises(Unsupported, match="no spare node left"):
+                    started.add_node(labels={})
+            back = client.get("v1", "Node", name)
+            assert (back["metadata"]["labels"], back["status"]["capacity"][GPUS]) == ({SPARE: "true"}, "0")
+            with started.node(labels={}):
+                client.delete("v1", "Node", name)
+    finally:
+        client.delete("v1", "Node", "spare")
+
+
+def test_only_a_cluster_that_is_left_in_good_order_is_kept(kind: FakeKind, cluster: Cluster) -> None:
     folder = kind.folder.parent / "kept"
     with pytest.raises(ZeroDivisionError), Kind(KindPlan(cluster=MINE), keep=True, folder=folder):
         raise ZeroDivisionError

@@ -30,7 +30,7 @@ from node_spec import JSON, Images
 
 __all__ = ["NodeStandIn", "why_not"]
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.3
 HEARTBEAT_SECONDS = 5.0
 
 

@@ -27,7 +27,7 @@ Address = tuple[str, int]
 Routes = Mapping[Address, Sequence[Address]]
 """Where connections to each port of a Service may go."""
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.3
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)
 """Linger for no time: the peer sees a reset and not an end."""
