@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from control_cluster import Cluster
 from loopback import claimed_subnet
 from node_stand_in import NodeStandIn, why_not
-from node_volumes import ACCOUNT_PATH, why_no_account
+from node_volumes import ACCOUNT_PATH, account_place, why_no_account
 
 JSON = dict[str, Any]
 
@@ -120,3 +121,25 @@ def test_a_node_that_is_lost_says_nothing_any_more(
     assert client.get("v1", "Pod", "who", namespace=namespace)["status"]["phase"] == "Running"
     client.delete("v1", "Pod", "who", namespace=namespace)
     assert client.find("v1", "Pod", "who", namespace=namespace) is not None, "nobody is there to end it"
+
+
+def test_the_folders_that_were_made_for_accounts_go_with_the_last_who_needs_them(tmp_path: Path) -> None:
+    place = tmp_path / "secrets" / "account"
+    with account_place(place):
+        assert place.is_dir()
+    assert not place.parent.exists()
+    with account_place(place), ExitStack() as others:
+        others.enter_context(account_place(place))
+        others.close()
+        assert place.is_dir(), "the first still needs it"
+    assert not place.parent.exists()
+    with ExitStack() as others:
+        with account_place(place):
+            others.enter_context(account_place(place))
+        assert place.is_dir(), "the second still needs it"
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    with account_place(tmp_path):
+        pass
+    assert tmp_path.is_dir()

@@ -13,8 +13,8 @@ from pathlib import Path
 from node_probes import Watch
 from node_spec import JSON, NotYet, probe_of
 
-# The end of its input means that the tests are gone, however they ended: then the container goes, too.
-_GUARD = 'read -r line; kill -KILL "$0"'
+# The end of its input means that the tests are gone, however they ended: then the container goes with all its children.
+_GUARD = 'read -r line; kill -s KILL -- "-$0"'
 _LOG_TAIL = 2048
 _LATER = ("livenessProbe", "readinessProbe")
 

@@ -27,6 +27,7 @@ from loopback import add_address, remove_address, why_not
 from node_container import now
 from node_pod import Pod, Surroundings
 from node_spec import JSON, Images
+from node_volumes import account_place, why_no_account
 
 __all__ = ["NodeStandIn", "why_not"]
 
@@ -71,9 +72,12 @@ class NodeStandIn:
         self._num_addresses = 0
         self._pods: dict[str, Pod] = {}
         self._over = threading.Event()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="pagedserve-node-"))
+        if not why_no_account():
+            self._stack.enter_context(account_place())
         self._node = Surroundings(
             client=self._client,
             host_address=f"10.{self._subnet}.0.1",
@@ -97,6 +101,7 @@ class NodeStandIn:
             self._drop(uid)
         self._client.delete("v1", "Node", self.name)
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
 
     def lose(self) -> None:
         """Go silent, as a machine whose power fails: what ran here is dead, and nobody tells the API server.

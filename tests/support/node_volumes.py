@@ -6,11 +6,15 @@ of its own. All other mounts are rewritten paths, see node_spec.relocate.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import http.client
+import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +25,26 @@ ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _BIND = 'mkdir -p "$2" && mount --bind "$1" "$2" || exit 126; shift 2; exec "$@"'
 _RENEWED_AFTER = 0.8
 """Of a token's lifetime."""
+
+
+@contextmanager
+def account_place(place: Path = Path(ACCOUNT_PATH)) -> Iterator[None]:
+    """The folder at which pods see their account is there; left, the folders that were made for it are gone again.
+
+    They stay while somebody else has entered, too: what is mounted on a folder elsewhere would go with it.
+    """
+    made = [each for each in (place, *place.parents) if not each.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    entered = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(entered, fcntl.LOCK_SH)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(entered, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in made:
+                folder.rmdir()
+        os.close(entered)
 
 
 @functools.cache
