@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from e2e.evidence import collect
 from e2e.installation import BUNDLE, QUICK, Installation
+from e2e.interrupts import end_in_order_on_sigterm
 from e2e.pair import ENV, QUESTIONS, Pair
 from e2e.providers.choice import choose
 from e2e.providers.provider import LIFECYCLE, Provider, Unavailable
@@ -18,6 +19,11 @@ from e2e.waiting import namespaced, wait_answers, wait_served
 
 from control_cluster import Unsupported
 from operator_world import World
+
+
+def pytest_configure() -> None:
+    """A run that is told to end by SIGTERM leaves nothing behind."""
+    end_in_order_on_sigterm()
 
 
 @contextmanager

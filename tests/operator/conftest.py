@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from e2e.interrupts import end_in_order_on_sigterm
 
 from control_cluster import Cluster, Unsupported
 from controlplane import NoControlPlane, find_control_plane
 from fake_nodes import FakeNodes
+
+
+def pytest_configure() -> None:
+    """A run that is told to end by SIGTERM leaves nothing behind."""
+    end_in_order_on_sigterm()
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+_LABELLED = re.compile(r" inet ([\d.]+)/32 .* lo:(\d+)\\")
 _SUBNETS = range(100, 200)
 
 
@@ -27,6 +30,14 @@ def add_address(address: str) -> bool:
     return done.returncode == 0
 
 
+def sweep() -> None:
+    """Remove the addresses of runs that are dead: each bears the number of the process that added it."""
+    told = subprocess.run(["ip", "-o", "addr", "show", "dev", "lo"], capture_output=True, text=True).stdout
+    for address, pid in _LABELLED.findall(told):
+        if not Path("/proc", pid).exists():
+            remove_address(address)
+
+
 def remove_address(address: str) -> None:
     """Remove it; it is no error where it isn't there."""
     _change("del", address)
@@ -38,6 +49,7 @@ def claimed_subnet() -> Iterator[int]:
 
     The node's own address 10.S.0.1 is the claim, since an address can be added only once.
     """
+    sweep()
     for subnet in random.sample(_SUBNETS, len(_SUBNETS)):
         address = f"10.{subnet}.0.1"
         if add_address(address):
@@ -51,4 +63,6 @@ def claimed_subnet() -> Iterator[int]:
 
 
 def _change(action: str, address: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", "addr", action, f"{address}/32", "dev", "lo"], capture_output=True, text=True)
+    label = ["label", f"lo:{os.getpid()}"] if action == "add" else []
+    command = ["ip", "addr", action, f"{address}/32", "dev", "lo", *label]
+    return subprocess.run(command, capture_output=True, text=True)
