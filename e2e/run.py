@@ -35,7 +35,10 @@ def main() -> int:
     except (Unavailable, BadVariable, BuildFailed) as error:
         print(f"make e2e: {error}", file=sys.stderr)
         return 2
-    return _pytest("-s", *sys.argv[1:])
+    # In place of this process: one that waited would kill it soon after Ctrl-C, in the middle of its cleaning up.
+    os.chdir(ROOT)
+    command = _pytest("-s", *sys.argv[1:])
+    os.execv(command[0], command)
 
 
 def why_dry(environment: Mapping[str, str] = os.environ) -> str:
@@ -65,12 +68,11 @@ def _show_plan(plan: KindPlan) -> int:
 
 
 def _collect() -> int:
-    return _pytest("--collect-only", "-q")
+    return subprocess.run(_pytest("--collect-only", "-q"), cwd=ROOT).returncode
 
 
-def _pytest(*arguments: str) -> int:
-    command = [sys.executable, "-m", "pytest", *arguments, "e2e"]
-    return subprocess.run(command, cwd=ROOT, env=os.environ).returncode
+def _pytest(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", *arguments, "e2e"]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loopback import add_address, claimed_subnet, remove_address, why_not
+from loopback import add_address, address_in, claimed_subnet, remove_address, why_not
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -31,3 +31,12 @@ def test_what_a_killed_run_left_is_removed_and_nothing_of_the_living() -> None:
     finally:
         remove_address(own)
         remove_address(dead)
+
+
+def test_subnets_lie_side_by_side_where_no_real_host_is() -> None:
+    assert address_in(0, 1) == "198.18.0.1"
+    assert address_in(77, 1) == "198.19.52.1"
+    assert address_in(127, 1023) == "198.19.255.255"
+    for subnet, number in ((128, 1), (0, 1024)):
+        with pytest.raises(ValueError, match="there is no address"):
+            address_in(subnet, number)

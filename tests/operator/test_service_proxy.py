@@ -12,7 +12,7 @@ import pytest
 
 from control_client import Client
 from control_cluster import Cluster
-from loopback import add_address, claimed_subnet, remove_address, why_not
+from loopback import add_address, address_in, claimed_subnet, remove_address, why_not
 from service_proxy import ServiceProxy, routes
 
 JSON = dict[str, Any]
@@ -103,7 +103,7 @@ def echoes() -> Iterator[tuple[Echo, Echo]]:
         subnet = stack.enter_context(claimed_subnet())
         found = []
         for number in (1, 2):
-            ip = f"10.{subnet}.1.{number}"
+            ip = address_in(subnet, 1 + number)
             add_address(ip)
             stack.callback(remove_address, ip)
             found.append(Echo(ip))

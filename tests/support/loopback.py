@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import re
@@ -12,7 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LABELLED = re.compile(r" inet ([\d.]+)/32 .* lo:(\d+)\\")
-_SUBNETS = range(100, 200)
+_NETWORK = ipaddress.ip_network("198.18.0.0/15")
+"""Set aside for tests of networks (RFC 2544), so that no real host is hidden by an address of ours."""
+SUBNET_SIZE = 1024
+_SUBNETS = range(_NETWORK.num_addresses // SUBNET_SIZE)
+_CLAIMED = _SUBNETS[80:]
+"""Those below are given by hand, to nodes that run alone."""
 
 
 def why_not() -> str:
@@ -20,6 +26,13 @@ def why_not() -> str:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "pods and Services with addresses of their own need root and `ip`"
     return ""
+
+
+def address_in(subnet: int, number: int) -> str:
+    """Address ``number`` (below SUBNET_SIZE) of a subnet."""
+    if subnet not in _SUBNETS or number not in range(SUBNET_SIZE):
+        raise ValueError(f"there is no address {number} in subnet {subnet}")
+    return str(_NETWORK[subnet * SUBNET_SIZE + number])
 
 
 def add_address(address: str) -> bool:
@@ -45,13 +58,13 @@ def remove_address(address: str) -> None:
 
 @contextmanager
 def claimed_subnet() -> Iterator[int]:
-    """A number S that nobody else on this machine gives to pods (10.S.x.y) as long as this is entered.
+    """The number of a subnet that nobody else on this machine gives to pods as long as this is entered.
 
-    The node's own address 10.S.0.1 is the claim, since an address can be added only once.
+    The node's own address, number 1, is the claim, since an address can be added only once.
     """
     sweep()
-    for subnet in random.sample(_SUBNETS, len(_SUBNETS)):
-        address = f"10.{subnet}.0.1"
+    for subnet in random.sample(_CLAIMED, len(_CLAIMED)):
+        address = address_in(subnet, 1)
         if add_address(address):
             break
     else:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from control_client import ApiError, Client
-from loopback import add_address, remove_address, why_not
+from loopback import SUBNET_SIZE, add_address, address_in, remove_address, why_not
 from node_container import now
 from node_pod import Pod, Surroundings
 from node_spec import JSON, Images
@@ -40,7 +40,7 @@ class NodeStandIn:
 
     ``images`` maps an image to the command that stands for its entrypoint, None to an image that can't be pulled.
     Probes and the back-off of crash loops (``backoff`` seconds at first) run ``hurry`` times as fast as they say.
-    Nodes that run at the same time need ``subnet``s of their own: pods are 10.``subnet``.x.y. Logs of pods that have
+    Nodes that run at the same time need ``subnet``s of their own: see loopback.py. Logs of pods that have
     gone are kept in the folder ``logs``, where one is given.
     """
 
@@ -80,7 +80,7 @@ class NodeStandIn:
             self._stack.enter_context(account_place())
         self._node = Surroundings(
             client=self._client,
-            host_address=f"10.{self._subnet}.0.1",
+            host_address=address_in(self._subnet, 1),
             folder=self._folder,
             images=self._images,
             backoff=self._backoff,
@@ -171,10 +171,17 @@ class NodeStandIn:
 
     def _admit(self, uid: str, pod: JSON) -> None:
         namespace = pod["metadata"]["namespace"]
-        self._num_addresses += 1
-        address = f"10.{self._subnet}.{1 + self._num_addresses // 250}.{1 + self._num_addresses % 250}"
-        add_address(address)
+        address = self._new_address()
         self._pods[uid] = Pod(pod, address, self._node, lambda kind, name: self._data(kind, name, namespace))
+
+    def _new_address(self) -> str:
+        """The one that was free longest; the first two aren't for pods."""
+        for _ in range(2, SUBNET_SIZE):
+            address = address_in(self._subnet, 2 + self._num_addresses % (SUBNET_SIZE - 2))
+            self._num_addresses += 1
+            if add_address(address):
+                return address
+        raise OSError(f"node {self.name} has no address left for a pod")
 
     def _drop(self, uid: str) -> None:
         pod = self._pods.pop(uid)
