@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -221,3 +222,31 @@ def test_an_endpoint_that_breaks_off_breaks_the_clients_connection(
 
 def _taken(address: str) -> bool:
     return add_address(address)
+
+
+def test_a_port_that_cannot_be_opened_is_told_once_and_holds_up_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as freed:
+        busy, free = taken.getsockname(), freed.getsockname()
+        freed.close()
+        proxy = ServiceProxy(Nobody())
+        proxy._ips.add("127.0.0.1")
+        wanted = dict.fromkeys((busy, free), (("127.0.0.1", 9),))
+
+        async def follow() -> set[tuple[str, int]]:
+            for _ in range(2):
+                await proxy._follow(wanted)
+            opened = set(proxy._servers)
+            for server in proxy._servers.values():
+                server.close()
+            return opened
+
+        assert asyncio.run(follow()) == {free}
+    told = capsys.readouterr().err.splitlines()
+    assert [f":{busy[1]} can't be opened" in line for line in told] == [True]
+
+
+class Nobody(Client):
+    def __init__(self) -> None:
+        """No API server is asked."""

@@ -12,6 +12,7 @@ import contextlib
 import random
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -61,6 +62,7 @@ class ServiceProxy:
         self._routes: Routes = {}
         self._servers: dict[Address, asyncio.Server] = {}
         self._ips: set[str] = set()
+        self._complained: set[Address] = set()
         # The loop itself holds tasks weakly, and nothing else would hold one whose client has gone.
         self._serving: set[asyncio.Task[None] | None] = set()
         self._over = asyncio.Event()
@@ -102,7 +104,11 @@ class ServiceProxy:
             # A port without endpoints refuses, as kube-proxy's does.
             self._servers.pop(address).close()
         for address in served - self._servers.keys():
-            await self._open(address)
+            try:
+                await self._open(address)
+            except OSError as error:
+                # The others are served all the same; this one is tried again.
+                self._complain(address, error)
         for ip in self._ips - {ip for ip, _ in wanted}:
             remove_address(ip)
             self._ips.remove(ip)
@@ -113,6 +119,11 @@ class ServiceProxy:
             add_address(ip)
             self._ips.add(ip)
         self._servers[address] = await asyncio.start_server(partial(self._serve, address), ip, port)
+
+    def _complain(self, address: Address, error: OSError) -> None:
+        if address not in self._complained:
+            self._complained.add(address)
+            print(f"service proxy: {address[0]}:{address[1]} can't be opened: {error}", file=sys.stderr)
 
     async def _serve(self, address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task: asyncio.Task[None] | None = asyncio.current_task()
