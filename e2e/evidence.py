@@ -25,8 +25,10 @@ PREFIX = "e2e-"
 def collect(provider: Provider, test: str) -> Path:
     """The folder, below E2E_EVIDENCE or the temporary folder; what can't be read now is said in its place."""
     root = Path(os.environ.get("E2E_EVIDENCE") or Path(tempfile.gettempdir()) / "pagedserve-e2e")
-    folder = root / f"{time.strftime('%H%M%S')}-{re.sub(r'[^A-Za-z0-9_]+', '-', test)[:80]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    # A scenario may have two clusters, each with its own pods of the same names.
+    name = f"{time.strftime('%H%M%S')}-{re.sub(r'[^A-Za-z0-9_]+', '-', test)[:80]}-{provider.name}-"
+    folder = Path(tempfile.mkdtemp(prefix=name, dir=root))
     try:
         namespaces = _namespaces(provider.cluster)
         for namespace in namespaces:
