@@ -11,6 +11,7 @@ from typing import Self
 from e2e.providers.node_ports import NodePorts
 from e2e.providers.provider import JSON, LIFECYCLE, Images, Provider, Unavailable, find_kubectl
 
+from control_access import NoCredentials
 from control_cluster import Cluster
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -35,7 +36,10 @@ class Existing(Provider):
         if not given:
             raise Unavailable("E2E_PROVIDER=existing runs on the cluster that KUBECONFIG names: set it")
         self._cluster = Cluster(Path(given), kubectl=find_kubectl())
-        client = self._cluster.client()
+        try:
+            client = self._cluster.client()
+        except NoCredentials as error:
+            raise Unavailable(f"KUBECONFIG: {error}") from error
         host = self._environment.get("E2E_NODE_ADDRESS") or node_address(client.list("v1", "Node"))
         self._services = NodePorts(client, host=host)
         return self

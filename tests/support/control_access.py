@@ -13,6 +13,10 @@ from typing import Self
 import yaml
 
 
+class NoCredentials(Exception):
+    """A kubeconfig's user can't be played; names the user and the cure."""
+
+
 @dataclass(frozen=True)
 class Access:
     """Where a cluster is and who asks."""
@@ -23,7 +27,7 @@ class Access:
 
     @classmethod
     def of(cls, kubeconfig: Path) -> Self:
-        """What the current context of a kubeconfig file names: token or client certificate, no plugins."""
+        """What the current context of a kubeconfig file names; raises NoCredentials for a user of a plugin."""
         document = yaml.safe_load(kubeconfig.read_text())
         contexts = {entry["name"]: entry["context"] for entry in document["contexts"]}
         current = contexts[document["current-context"]]
@@ -39,6 +43,12 @@ class Access:
                 both.write(certificate + b"\n" + key)
                 both.flush()
                 context.load_cert_chain(both.name)
+        elif "token" not in user:
+            raise NoCredentials(
+                f"the user {current['user']!r} of {kubeconfig} has neither a token nor a client certificate "
+                f"(but {', '.join(user) or 'nothing'}), and plugins aren't run: name a kubeconfig with the token of a "
+                "service account (`kubectl create token`)"
+            )
         return cls(cluster["server"], context, user.get("token"))
 
 
