@@ -49,12 +49,13 @@ def why_dry(environment: Mapping[str, str] = os.environ) -> str:
 def steps(plan: KindPlan) -> Iterator[Step]:
     """Everything that the provider would run, in the order of a session."""
     yield from (*plan.needs(), *plan.up(Path("kubeconfig")))
+    yield from (plan.build(plan.images.light_engine), plan.load([plan.images.light_engine]))
     yield plan.kill_pod(f"{plan.cluster}-worker", "pagedserve-system", "pagedserve-operator-0")
     yield plan.kill_apiserver()
     yield plan.lose(f"{plan.cluster}-worker3")
     second = replace(plan, cluster=f"{plan.cluster}-2", reachable=False)
     yield from second.up(Path("second"))
-    yield second.build_first_operator()
+    yield second.build(plan.images.first_operator)
     yield second.load([plan.images.first_operator])
     yield from (second.down(), plan.down())
 

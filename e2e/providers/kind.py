@@ -16,7 +16,7 @@ from e2e.interrupts import uninterrupted
 from e2e.providers.existing import MODEL
 from e2e.providers.kind_plan import GPU_COUNT, GPUS, NOTHING_RUNS, KindPlan, Step, set_gpus
 from e2e.providers.node_ports import NodePorts
-from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable, find_kubectl
+from e2e.providers.provider import JSON, Provider, Unavailable, find_kubectl
 
 from control_cluster import Cluster, Unsupported
 
@@ -61,6 +61,7 @@ class Kind(Provider):
         self.plan = plan or KindPlan.read(os.environ)
         self._keep = keep
         self._wanted_folder = folder
+        self._has_light = False
         self._lent: dict[str, Mapping[str, str]] = {}
 
     def __enter__(self) -> Self:
@@ -110,14 +111,18 @@ class Kind(Provider):
         return {"uri": MODEL, "dtype": "float32"}
 
     def light(self) -> JSON:
-        return {"model": self.small_model(), "lifecycle": LIFECYCLE}
+        # Real ones would be dozens of processes with torch in them.
+        if not self._has_light:
+            self.load_images([self.plan.images.light_engine])
+            self._has_light = True
+        return self.plan.images.light()
 
     def fresh(self) -> Provider:
         return Kind(replace(self.plan, cluster=f"{self.plan.cluster}-2", reachable=False))
 
     def load_images(self, images: Sequence[str]) -> None:
-        if self.plan.images.first_operator in images:
-            run(self.plan.build_first_operator())
+        for image in images:
+            run(self.plan.build(image))
         run(self.plan.load(images))
 
     def add_node(self, *, labels: Mapping[str, str], gpus: int = 0) -> str:

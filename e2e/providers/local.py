@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from e2e.controlplane.build import cache
-from e2e.providers.provider import JSON, LIFECYCLE, Provider, Unavailable
+from e2e.providers.provider import JSON, Provider, Unavailable
 
 from control_cluster import Cluster
 from control_processes import ProgramFailed
@@ -33,7 +33,6 @@ ROOT = Path(__file__).parents[2]
 LIGHT_ENGINE = ROOT / "tests" / "support" / "light_engine.py"
 FIRST_OPERATOR = ROOT / "e2e" / "fixtures" / "first-release" / "pagedserve_operator-0.1.0-py3-none-any.whl"
 MODELS = cache().parent / "models"
-LIGHT_IMAGE = "pagedserve/engine:light"
 HURRY = 4.0
 """How much faster than in a cluster probes come."""
 _AUDIT_BYTES = 1 << 20
@@ -57,7 +56,7 @@ class Local(Provider):
                 *("/usr/bin/env", f"PYTHONPATH={FIRST_OPERATOR}"),
                 *(sys.executable, "-m", "pagedserve_operator"),
             ],
-            LIGHT_IMAGE: [sys.executable, "-I", "-S", str(LIGHT_ENGINE)],
+            self.images.light_engine: [sys.executable, "-I", "-S", str(LIGHT_ENGINE)],
         }
 
     def __enter__(self) -> Self:
@@ -96,9 +95,7 @@ class Local(Provider):
         return tiny(dtype="float32")
 
     def light(self) -> JSON:
-        repository, tag = LIGHT_IMAGE.split(":")
-        image = {"repository": repository, "tag": tag}
-        return {"image": image, "lifecycle": {**LIFECYCLE, "preStopSeconds": 1}}
+        return self.images.light()
 
     def fresh(self) -> Provider:
         return Local(hurry=self._hurry)

@@ -21,7 +21,6 @@ from control_cluster import Cluster, Unsupported
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-
 LIFECYCLE: JSON = {"startupTimeoutSeconds": 3600, "preStopSeconds": 3, "drainSeconds": 120}
 """Of engines in scenarios: patient with a busy machine, and gone from the endpoints before they drain."""
 
@@ -44,6 +43,13 @@ class Images:
     first_operator: str = "pagedserve/operator:first"
     """The frozen first release's."""
     engine: str = f"pagedserve/engine:{version()}-cpu"
+    light_engine: str = "pagedserve/engine:light"
+    """tests/support/light_engine.py; nobody's but the scenarios'."""
+
+    def light(self) -> JSON:
+        """Fields of a spec whose engines are light ones."""
+        repository, tag = self.light_engine.split(":")
+        return {"image": {"repository": repository, "tag": tag}, "lifecycle": {**LIFECYCLE, "preStopSeconds": 1}}
 
 
 def find_kubectl() -> Path:

@@ -115,6 +115,14 @@ def test_a_spare_node_is_lent_and_taken_back(kind: FakeKind, cluster: Cluster) -
         client.delete("v1", "Node", "spare")
 
 
+def test_light_engines_are_built_and_loaded_once(kind: FakeKind, cluster: Cluster) -> None:
+    with Kind(KindPlan(cluster=MINE)) as started:
+        assert started.light() == started.light()
+        assert started.light()["image"] == {"repository": "pagedserve/engine", "tag": "light"}
+    assert len([call for call in kind.calls if "docker build" in call]) == 1
+    assert len([call for call in kind.calls if "load" in call and "engine:light" in call]) == 1
+
+
 def test_only_a_cluster_that_is_left_in_good_order_is_kept(kind: FakeKind, cluster: Cluster) -> None:
     folder = kind.folder.parent / "kept"
     with pytest.raises(ZeroDivisionError), Kind(KindPlan(cluster=MINE), keep=True, folder=folder):

@@ -20,6 +20,7 @@ from e2e.providers.provider import Images, Unavailable
 from e2e.run import steps
 from e2e.streams import Crowd, Cut, Question, Stream, ask
 
+from control_cluster import write_kubeconfig
 from control_processes import Program, free_port
 from fake_kind import FakeKind
 
@@ -39,6 +40,16 @@ def test_the_provider_is_kind_unless_said_otherwise() -> None:
 def test_an_existing_cluster_needs_its_kubeconfig() -> None:
     with pytest.raises(Unavailable, match="set it"):
         Existing({}).__enter__()
+
+
+@pytest.mark.parametrize("user", [{"exec": {"command": "aws"}}, {"auth-provider": {"name": "gcp"}}, {}])
+def test_a_user_of_a_plugin_is_refused_with_the_cure(tmp_path: Path, user: JSON) -> None:
+    path = write_kubeconfig(tmp_path / "config", url="https://example.com", ca=None, user="eks", token="t")
+    document = yaml.safe_load(path.read_text())
+    document["users"][0]["user"] = user
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(Unavailable, match=r"KUBECONFIG: the user 'eks' of .*: name a kubeconfig with the token of a"):
+        Existing({"KUBECONFIG": str(path)}).__enter__()
 
 
 def test_the_plan_names_every_program_image_and_cluster() -> None:
@@ -64,6 +75,17 @@ def test_the_images_are_those_that_are_built_for_processors(tmp_path: Path, monk
     assert (Images().engine, Images().operator) == (settings.name("engine"), settings.name("operator"))
     inspected = [step.command[-1] for step in KindPlan().needs()]
     assert inspected == [Images().operator, Images().engine]
+
+
+def test_images_of_the_scenarios_alone_are_built_plainly_from_files_that_are_there() -> None:
+    for image in (Images().first_operator, Images().light_engine):
+        command = KindPlan().build(image).command
+        assert command[command.index("--tag") + 1] == image
+        assert {"--provenance=false", "--sbom=false", f"--build-arg=BASE_IMAGE={Images().operator}"} <= set(command)
+        (file,) = [word.removeprefix("--file=") for word in command if word.startswith("--file=")]
+        copied = [line.split()[1] for line in Path(file).read_text().splitlines() if line.startswith("COPY")]
+        assert copied
+        assert all(Path(command[-1], name).is_file() for name in copied)
 
 
 def test_the_nodes_are_a_control_plane_one_with_gpus_and_spare_ones() -> None:
