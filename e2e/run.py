@@ -53,7 +53,7 @@ def steps(plan: KindPlan) -> Iterator[Step]:
     yield plan.kill_pod(f"{plan.cluster}-worker", "pagedserve-system", "pagedserve-operator-0")
     yield plan.kill_apiserver()
     yield plan.lose(f"{plan.cluster}-worker3")
-    second = replace(plan, cluster=f"{plan.cluster}-2", reachable=False)
+    second = replace(plan, cluster=f"{plan.cluster}-2", reachable=False, small=True)
     yield from second.up(Path("second"))
     yield second.build(plan.images.first_operator)
     yield second.load([plan.images.first_operator])

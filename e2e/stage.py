@@ -44,7 +44,7 @@ class Stage:
 
 def kind_plan() -> KindPlan:
     """The demo's own cluster."""
-    return replace(KindPlan.read(os.environ), cluster=CLUSTER)
+    return replace(KindPlan.read(os.environ), cluster=CLUSTER, small=True)
 
 
 def kind_folder() -> Path:

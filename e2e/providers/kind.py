@@ -118,7 +118,7 @@ class Kind(Provider):
         return self.plan.images.light()
 
     def fresh(self) -> Provider:
-        return Kind(replace(self.plan, cluster=f"{self.plan.cluster}-2", reachable=False))
+        return Kind(replace(self.plan, cluster=f"{self.plan.cluster}-2", reachable=False, small=True))
 
     def load_images(self, images: Sequence[str]) -> None:
         for image in images:

@@ -44,6 +44,8 @@ class KindPlan:
     images: Images = field(default_factory=Images)
     reachable: bool = True
     """Whether Services answer at ports of this machine, which only one cluster can have."""
+    small: bool = False
+    """One worker instead of those that scenarios change: each node takes inotify watches of the machine's few."""
     node_image: str = ""
     kubelet_config: str = ""
     """A YAML mapping of KubeletConfiguration fields, such as ``{failCgroupV1: false}``."""
@@ -63,6 +65,8 @@ class KindPlan:
     def config(self) -> str:
         """kind's configuration; raises BadVariable."""
         document: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        if self.small:
+            document["nodes"] = document["nodes"][:2]
         if not self.reachable:
             for node in document["nodes"]:
                 node.pop("extraPortMappings", None)

@@ -14,10 +14,12 @@ import yaml
 from e2e.installation import BUNDLE, with_settings
 from e2e.providers.choice import PROVIDERS, choose, chosen
 from e2e.providers.existing import Existing, node_address
+from e2e.providers.kind import Kind
 from e2e.providers.kind_plan import BadVariable, KindPlan, set_gpus
 from e2e.providers.node_ports import twin
 from e2e.providers.provider import Images, Unavailable
 from e2e.run import steps
+from e2e.stage import kind_plan
 from e2e.streams import Crowd, Cut, Question, Stream, ask
 
 from control_cluster import write_kubeconfig
@@ -95,6 +97,15 @@ def test_the_nodes_are_a_control_plane_one_with_gpus_and_spare_ones() -> None:
     assert sum("nvidia.com/gpu.product" in row for row in labels) == 1
     assert sum("e2e.pagedserve.dev/spare" in row for row in labels) == 3
     assert set_gpus(2) == [{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": "2"}]
+
+
+def test_a_small_cluster_has_one_plain_worker() -> None:
+    nodes = yaml.safe_load(KindPlan(small=True).config())["nodes"]
+    assert [(node["role"], "labels" in node) for node in nodes] == [("control-plane", False), ("worker", False)]
+    assert kind_plan().small
+    fresh = Kind(KindPlan()).fresh()
+    assert isinstance(fresh, Kind)
+    assert fresh.plan.small
 
 
 def test_only_one_cluster_has_the_machines_ports() -> None:
