@@ -28,7 +28,6 @@ QUICK: Mapping[str, str] = {"LEASE_SECONDS": "3", "RENEW_DEADLINE_SECONDS": "2",
 OFFLINE: Mapping[str, str] = {"FETCH_MODEL_CONFIG": "false"}
 _SECONDS = 240.0
 _LEADING = r"^pagedserve_operator_leading 1"
-_LOOKS = r"^pagedserve_operator_reconciles_total\{.*\} (\S+)$"
 
 
 def with_settings(manifests: str, *, operator: str, engine: str, settings: Mapping[str, str]) -> str:
@@ -81,11 +80,6 @@ class Installation:
     def leader(self) -> str | None:
         """The name of the pod that leads, by its own word; None where none says so."""
         return next((name for name, told in self._metrics() if re.search(_LEADING, told, re.MULTILINE)), None)
-
-    def looks(self) -> int:
-        """How many looks at resources the operator has taken that leads."""
-        counts = [re.findall(_LOOKS, told, re.MULTILINE) for name, told in self._metrics() if name == self.leader()]
-        return sum(int(float(number)) for found in counts for number in found)
 
     def _metrics(self) -> Iterator[tuple[str, str]]:
         """Each pod's name with its /metrics, by way of the API server; pods that don't answer are left out."""
