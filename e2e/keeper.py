@@ -144,7 +144,7 @@ def main() -> int:
 def _hold(over: threading.Event) -> None:
     """The cluster, until it is over; the state file is ours as long as the lock is."""
     try:
-        with Local(hurry=1.0) as provider:
+        with Local(hurry=1.0, autoscaler_seconds=2.0) as provider:
             provider.add_node(labels={})
             state = {"pid": os.getpid(), "kubeconfig": str(provider.cluster.kubeconfig)}
             scratch = state_file().with_suffix(".new")

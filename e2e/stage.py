@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from e2e.controlplane.build import build, built
 from e2e.interrupts import uninterrupted
 from e2e.keeper import RUNS, Keeper, is_held, kept, release, state_file
 from e2e.narration import Narrator
+from e2e.providers.choice import chosen
 from e2e.providers.kind import Kind, clusters, run, why_no_daemon
 from e2e.providers.kind_plan import KindPlan
 from e2e.providers.local import Local
@@ -52,13 +53,20 @@ def kind_folder() -> Path:
     return state_file().with_name("demo-kind")
 
 
+def why_local(environment: Mapping[str, str] = os.environ) -> str:
+    """One line on why the demo plays on a local cluster; empty where it plays on kind. Raises Unavailable."""
+    name = chosen(environment)
+    if name == "existing":
+        raise Unavailable("the demo brings its own cluster: set E2E_PROVIDER to kind or local")
+    return why_no_daemon() if name == "kind" else "E2E_PROVIDER says so"
+
+
 @contextmanager
 def staged(narrator: Narrator, *, keep: bool) -> Iterator[Stage]:
     """The stage; left, nothing of it is there, or it is kept for `make demo-down`. Raises Unavailable."""
     if kept() is not None:
         raise Unavailable(RUNS)
-    reason = why_no_daemon() if os.environ.get("E2E_PROVIDER", "kind") == "kind" else "E2E_PROVIDER says so"
-    if reason:
+    if reason := why_local():
         narrator.stage(f"A local cluster ({reason}): a real control plane, nodes whose pods are processes")
         with _local(narrator, keep=keep) as stage:
             yield stage

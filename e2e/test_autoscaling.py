@@ -41,7 +41,7 @@ def test_the_autoscaler_goes_up_and_down_with_the_engines_load(
     begun = time.monotonic()
     with Crowd(address, texts, clients=6) as crowd:
         world.client.wait(lambda: _wanted(world) == 3, "three engines are wanted", seconds=120)
-        print(f"\n3 replicas wanted {time.monotonic() - begun:.1f} s after the load began")
+        print(f"\n3 replicas wanted {time.monotonic() - begun:.1f} s after the load began (bar 30)")
         world.client.wait(lambda: _ready(world) == 3, "three engines are ready", seconds=300)
     ended = time.monotonic()
     world.client.wait(lambda: _wanted(world) == 1, "one engine is wanted", seconds=180)

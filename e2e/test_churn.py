@@ -18,7 +18,6 @@ KILLS = 7
 PACE_SECONDS = 0.3
 SECONDS = 300.0
 """Many times what so many kills take."""
-CHILDREN = ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")
 
 
 class Churn:

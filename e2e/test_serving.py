@@ -11,7 +11,7 @@ import yaml
 from e2e.installation import Installation
 from e2e.providers.provider import LIFECYCLE, Provider
 from e2e.streams import Question, Stream, ask
-from e2e.waiting import namespaced, staying, wait_answers, wait_served
+from e2e.waiting import namespaced, staying, uids, wait_answers, wait_served
 from openai import OpenAI
 
 from operator_world import World, condition_of
@@ -64,7 +64,8 @@ def test_a_stream_of_300_tokens_survives_a_rolling_update(served: Served) -> Non
     (old,) = staying(world.pods(NAME))
     stream = Stream(served.address, QUESTION)
     world.edit(NAME, env=[{"name": "LOG_LEVEL", "value": "debug"}])
-    world.client.wait(lambda: old not in staying(world.pods(NAME)) and _leaves(world, old), "the old engine leaves")
+    world.client.wait(lambda: not uids([old]) & uids(staying(world.pods(NAME))), "the old engine leaves")
+    assert _leaves(world, old)
     assert stream.runs
     assert stream.finish() == served.text
     wait_served(world, NAME)

@@ -39,12 +39,13 @@ _AUDIT_BYTES = 1 << 20
 
 
 class Local(Provider):
-    """See above; ``hurry`` as in NodeStandIn."""
+    """See above; ``hurry`` as in NodeStandIn, ``autoscaler_seconds`` as in ControlPlane, by default Kubernetes' own."""
 
     name = "local"
 
-    def __init__(self, *, hurry: float = HURRY) -> None:
+    def __init__(self, *, hurry: float = HURRY, autoscaler_seconds: float = 15.0) -> None:
         self._hurry = hurry
+        self._autoscaler_seconds = autoscaler_seconds
         self._nodes: dict[str, NodeStandIn] = {}
         self._stack = ExitStack()
         self._programs: dict[str, Sequence[str] | None] = {
@@ -68,7 +69,8 @@ class Local(Provider):
             try:
                 # Never the cluster that the user's KUBECONFIG names.
                 given = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
-                self._cluster = stack.enter_context(find_control_plane(given))
+                found = find_control_plane(given, autoscaler_seconds=self._autoscaler_seconds)
+                self._cluster = stack.enter_context(found)
             except (NoControlPlane, ProgramFailed) as error:
                 raise Unavailable(str(error)) from error
             stack.enter_context(ServiceProxy(self._cluster.client()))

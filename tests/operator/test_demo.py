@@ -9,6 +9,9 @@ import pytest
 import yaml
 from e2e.narration import Broken, Narrator, failure
 from e2e.pair import ENV
+from e2e.providers.kind import why_no_daemon
+from e2e.providers.provider import Unavailable
+from e2e.stage import why_local
 
 RESOURCE = Path(__file__).parents[2] / "e2e" / "demo.yaml"
 
@@ -33,3 +36,10 @@ def test_a_failure_is_one_line_that_says_what_failed() -> None:
 
 def test_the_demos_engines_share_the_cores_before_and_after_the_update() -> None:
     assert yaml.safe_load(RESOURCE.read_text())["spec"]["env"] == ENV
+
+
+def test_the_demo_plays_on_kind_or_local_alone() -> None:
+    assert why_local({"E2E_PROVIDER": "local"}) == "E2E_PROVIDER says so"
+    assert why_local({"E2E_PROVIDER": ""}) == why_no_daemon()
+    with pytest.raises(Unavailable, match="set E2E_PROVIDER to kind or local"):
+        why_local({"E2E_PROVIDER": "existing"})

@@ -37,14 +37,14 @@ class NoControlPlane(Exception):
     """There is none to run against; the message says how to get one."""
 
 
-def find_control_plane(environment: Mapping[str, str] = os.environ) -> Cluster:
+def find_control_plane(environment: Mapping[str, str] = os.environ, *, autoscaler_seconds: float = 2.0) -> Cluster:
     """The user's cluster (KUBECONFIG), else programs of KUBEBUILDER_ASSETS, else the built ones; to be entered."""
     if given := environment.get("KUBECONFIG"):
         return Cluster(Path(given), kubectl=Path(shutil.which("kubectl") or built() / "kubectl"))
     assets = environment.get("KUBEBUILDER_ASSETS")
     for folder in [*([Path(assets)] if assets else []), built()]:
         if is_complete(folder):
-            return ControlPlane(folder)
+            return ControlPlane(folder, autoscaler_seconds=autoscaler_seconds)
     raise NoControlPlane("no control plane: run `python e2e/controlplane/build.py` once, or set KUBECONFIG")
 
 
