@@ -49,11 +49,15 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def installation(provider: Provider) -> Installation:
+def installation(provider: Provider) -> Iterator[Installation]:
     """This tree's operator, installed cluster-wide as its bundle does it."""
     installed = Installation(provider.cluster)
-    installed.apply(BUNDLE.read_text(encoding="utf-8"), provider.images, settings=QUICK)
-    return installed
+    try:
+        installed.apply(BUNDLE.read_text(encoding="utf-8"), provider.images, settings=QUICK)
+        yield installed
+    finally:
+        if provider.outlives:
+            installed.remove()
 
 
 @pytest.fixture

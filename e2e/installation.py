@@ -50,15 +50,22 @@ class Installation:
         self.namespace = namespace
         self._cluster = cluster
         self._client = cluster.client()
+        self._applied = ""
 
     def apply(self, manifests: str, images: Images, *, operator: str = "", settings: Mapping[str, str]) -> None:
         """Apply the manifests with these settings, and wait until every pod of the operator is a new one and ready."""
         told = with_settings(
             manifests, operator=operator or images.operator, engine=images.engine, settings={**OFFLINE, **settings}
         )
+        self._applied = told
         self._cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=told)
         wait_until_served(self._cluster)
         self.wait_available()
+
+    def remove(self) -> None:
+        """Delete what was applied last, the CRD with all resources included; nothing where nothing was."""
+        if self._applied:
+            self._cluster.kubectl("delete", "--ignore-not-found", "--timeout=110s", "-f", "-", stdin=self._applied)
 
     def wait_available(self) -> None:
         """Until the Deployment is rolled out and somebody leads."""

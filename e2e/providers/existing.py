@@ -12,16 +12,25 @@ from e2e.providers.node_ports import NodePorts
 from e2e.providers.provider import JSON, LIFECYCLE, Images, Provider, Unavailable, find_kubectl
 
 from control_access import NoCredentials
+from control_client import Client
 from control_cluster import Cluster
 
 MODEL = "SmolLM2-135M-Instruct"
 """Comes with the engine's image."""
 
 
+INSTALLED = (
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "inferenceservices.pagedserve.dev"),
+    ("v1", "Namespace", "pagedserve-system"),
+)
+"""What every installation has."""
+
+
 class Existing(Provider):
     """Variables: KUBECONFIG, E2E_OPERATOR_IMAGE, E2E_ENGINE_IMAGE, E2E_MODEL, E2E_NODE_ADDRESS (see e2e/README.md)."""
 
     name = "existing"
+    outlives = True
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
@@ -40,6 +49,11 @@ class Existing(Provider):
             client = self._cluster.client()
         except NoCredentials as error:
             raise Unavailable(f"KUBECONFIG: {error}") from error
+        if found := occupied(client):
+            raise Unavailable(
+                f"{found} is there already: the scenarios would replace that operator, and remove it in the end; "
+                "name a cluster without one"
+            )
         host = self._environment.get("E2E_NODE_ADDRESS") or node_address(client.list("v1", "Node"))
         self._services = NodePorts(client, host=host)
         return self
@@ -59,6 +73,14 @@ class Existing(Provider):
 
     def light(self) -> JSON:
         return {"model": self.small_model(), "lifecycle": LIFECYCLE}
+
+
+def occupied(client: Client) -> str:
+    """What of an operator the cluster has already; empty where it has nothing."""
+    for api_version, kind, name in INSTALLED:
+        if client.find(api_version, kind, name) is not None:
+            return f"{kind} {name}"
+    return ""
 
 
 def node_address(nodes: list[JSON]) -> str:

@@ -64,6 +64,8 @@ class Provider(ABC):
     """A cluster to run scenarios on; entered it is there, left everything of it is gone."""
 
     name: ClassVar[str]
+    outlives: ClassVar[bool] = False
+    """Whether the cluster stays when this is left, so that what was installed there has to be removed."""
     images = Images()
 
     @abstractmethod
