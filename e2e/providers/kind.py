@@ -67,6 +67,8 @@ class Kind(Provider):
     def __enter__(self) -> Self:
         if reason := why_no_daemon():
             raise Unavailable(f"E2E_PROVIDER=kind: {reason}")
+        # What can't be said to kind is found before anything is there to be undone.
+        self.plan.config()
         kubectl = find_kubectl()
         if self.plan.cluster in clusters():
             # Somebody works with it: it isn't ours to load, to break or to delete.

@@ -11,7 +11,7 @@ import pytest
 from e2e.interrupts import end_in_order_on_sigterm, uninterrupted
 from e2e.providers import kind as provider
 from e2e.providers.kind import SPARE, Kind, run, why_no_daemon
-from e2e.providers.kind_plan import GPUS, KindPlan, Step
+from e2e.providers.kind_plan import GPUS, BadVariable, KindPlan, Step
 from e2e.providers.provider import Unavailable, find_kubectl
 
 from control_cluster import Cluster, Unsupported
@@ -133,6 +133,13 @@ def test_only_a_cluster_that_is_left_in_good_order_is_kept(kind: FakeKind, clust
         assert started.cluster.kubectl("get", "namespaces").stdout
     assert kind.clusters == [MINE]
     assert (folder / "kubeconfig").exists()
+
+
+def test_a_variable_that_cannot_be_read_ends_the_start_before_anything_is_there(kind: FakeKind) -> None:
+    with pytest.raises(BadVariable):
+        Kind(KindPlan(cluster=MINE, kubelet_config="[1]")).__enter__()
+    assert [call.split()[:2] for call in kind.calls] == [["docker", "version"]]
+    assert not list(kind.folder.parent.glob("pagedserve-kind-*"))
 
 
 def test_a_command_that_takes_too_long_is_named(kind: FakeKind, monkeypatch: pytest.MonkeyPatch) -> None:
