@@ -31,7 +31,7 @@ test-faults: control-plane ## every call of a resource's life struck by every fa
 	$(RUN) --group test pytest -s -m faults tests/operator
 
 test-e2e: control-plane ## the end-to-end scenarios on the local provider
-	E2E_PROVIDER=local $(RUN) --group test pytest e2e
+	E2E_PROVIDER=local $(RUN) --group test pytest -s e2e
 
 e2e: ## the same scenarios on E2E_PROVIDER=kind (default), existing or local; DRY_RUN=1 renders kind's plan
 	$(E2E) -m e2e.run
