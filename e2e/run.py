@@ -47,7 +47,7 @@ def why_dry(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def steps(plan: KindPlan) -> Iterator[Step]:
-    """Everything that the provider would run, in the order of a session."""
+    """Everything that the provider would run, in the order of a run."""
     yield from (*plan.needs(), *plan.up(Path("kubeconfig")))
     yield from (plan.build(plan.images.light_engine), plan.load([plan.images.light_engine]))
     yield plan.kill_pod(f"{plan.cluster}-worker", "pagedserve-system", "pagedserve-operator-0")

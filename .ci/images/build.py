@@ -103,7 +103,10 @@ def command(settings: Settings, image: str) -> list[str]:
         **settings.proxies,
     }
     words = [settings.builder, "build", "--file", str(ROOT / f"Dockerfile.{image}")]
-    if settings.builder != "docker":
+    if settings.builder == "docker":
+        # Each image has its own SBOM, and `kind load` fails on attestations that the daemon keeps apart.
+        words += ["--provenance=false", "--sbom=false"]
+    else:
         # OCI's own format has no place for a health check.
         words += ["--format", "docker", "--layers"]
     for name, value in arguments.items():
