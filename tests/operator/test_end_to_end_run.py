@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,13 @@ def test_a_changes_check_runs_the_scenarios_and_fails_where_they_cannot_run() ->
     assert "make e2e E2E_PROVIDER=kind DRY_RUN=1" in check
     (test,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("test:")]
     assert "test-e2e" in test.split("##")[0].split()
+
+
+def test_a_cluster_that_was_asked_for_and_is_not_there_ends_the_run_in_one_line() -> None:
+    environment = {**os.environ, "E2E_PROVIDER": "existing", "PYTHONPATH": str(ROOT / "tests" / "support")}
+    for name in ("CI", "KUBECONFIG"):
+        environment.pop(name, None)
+    words = [sys.executable, "-m", "e2e.run", "-q"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "KUBECONFIG names: set it" in done.stdout) == (2, True), done.stdout + done.stderr
+    assert "skipped" not in done.stdout
