@@ -83,7 +83,7 @@ def pair(provider: Provider, installation: Installation) -> Iterator[Pair]:
     with namespaced(provider, "pair") as world:
         world.create("pair", model=provider.small_model(), replicas=2, lifecycle=LIFECYCLE, env=ENV)
         wait_served(world, "pair")
-        address = wait_answers(provider, world, "pair")
+        address = wait_answers(world.client, provider.address(world.namespace, "pair"))
         yield Pair(world, "pair", address, {question: ask(address, question) for question in QUESTIONS})
         world.delete("pair")
 

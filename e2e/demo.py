@@ -15,7 +15,7 @@ from e2e.narration import SECONDS, Broken, Narrator, failure
 from e2e.pair import ENV
 from e2e.stage import Stage, staged, strike
 from e2e.streams import Crowd, Question, ask
-from e2e.waiting import objects_in
+from e2e.waiting import objects_in, wait_answers
 from openai import OpenAI
 
 from control_client import Client
@@ -100,6 +100,7 @@ class Demo:
         """One answer, streamed through the Service."""
         question = "Name three rivers of Europe."
         self.narrator.stage(f"A chat through the Service, {self.address}: {question!r}")
+        wait_answers(self.client, self.address)
         asked: Any = [{"role": "user", "content": question}]
         with OpenAI(base_url=f"http://{self.address}/v1", api_key="none", timeout=SECONDS) as client:
             (model,) = client.models.list()

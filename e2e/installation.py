@@ -81,8 +81,10 @@ class Installation:
 
     def pods(self) -> list[JSON]:
         """The operator's pods, those being deleted left out."""
-        found = self._client.list("v1", "Pod", namespace=self.namespace, labels=f"app.kubernetes.io/name={NAME}")
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in self._every_pod() if "deletionTimestamp" not in pod["metadata"]]
+
+    def _every_pod(self) -> list[JSON]:
+        return self._client.list("v1", "Pod", namespace=self.namespace, labels=f"app.kubernetes.io/name={NAME}")
 
     def leader(self) -> str | None:
         """The name of the pod that leads, by its own word; None where none says so."""
@@ -104,7 +106,8 @@ class Installation:
         deployment = self._client.get("apps/v1", "Deployment", NAME, namespace=self.namespace)
         replicas = deployment["spec"]["replicas"]
         self._scale(deployment, 0)
-        self._client.wait(lambda: not self.pods(), "no operator runs")
+        # Also one that is on its way out works on.
+        self._client.wait(lambda: not self._every_pod(), "no operator runs", every=0.25)
         try:
             yield
         finally:

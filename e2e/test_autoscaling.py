@@ -36,7 +36,7 @@ def test_the_autoscaler_goes_up_and_down_with_the_engines_load(
     world.create("chat", model=provider.small_model(), autoscaling=AUTOSCALING, lifecycle=LIFECYCLE, env=ENV)
     wait_served(world, "chat")
     world.wait("chat", "ScalingActive", seconds=120)
-    address = wait_answers(provider, world, "chat")
+    address = wait_answers(world.client, provider.address(world.namespace, "chat"))
     texts = {QUESTION: ask(address, QUESTION)}
     begun = time.monotonic()
     with Crowd(address, texts, clients=6) as crowd:

@@ -20,7 +20,7 @@ def test_a_lost_nodes_engine_leaves_the_service_and_comes_back_elsewhere(provide
         selector = {"gpu": {"type": "cpu", "nodeSelector": pool}}
         world.create("chat", **{**provider.light(), **selector, "replicas": 2})
         wait_served(world, "chat")
-        address = wait_answers(provider, world, "chat")
+        address = wait_answers(world.client, provider.address(world.namespace, "chat"))
         assert _nodes(world) == {doomed, spare}, "the engines aren't spread"
         provider.lose_node(doomed)
         world.client.wait(lambda: _ready_nodes(world) == {spare}, "the lost engine is out of the Service", seconds=120)

@@ -39,7 +39,7 @@ def served(provider: Provider, installation: Installation) -> Iterator[Served]:
         sample["spec"] |= {"lifecycle": LIFECYCLE, "rollout": {"strategy": "InPlace"}}
         provider.cluster.kubectl("apply", "-f=-", stdin=yaml.safe_dump(sample))
         wait_served(world, NAME)
-        address = wait_answers(provider, world, NAME)
+        address = wait_answers(world.client, provider.address(world.namespace, NAME))
         yield Served(world, address, ask(address, QUESTION))
 
 

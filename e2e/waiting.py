@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import http.client
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Sequence
@@ -48,16 +48,22 @@ def wait_served(world: World, name: str, *, seconds: float = SECONDS) -> JSON:
         raise TimeoutError(f"{error}; its status is {world.get(name).get('status')}") from error
 
 
-def wait_answers(provider: Provider, world: World, name: str) -> str:
-    """The address of the resource's Service, once something accepts connections there."""
-    address = provider.address(world.namespace, name)
+def wait_answers(client: Client, address: str) -> str:
+    """The address, once an engine answers there.
+
+    A connection says little: before the Service's address is known here, a gateway may take it for the world outside.
+    """
     place = urllib.parse.urlsplit(f"//{address}")
 
-    def accepts() -> bool:
-        socket.create_connection((str(place.hostname), place.port), 5).close()
-        return True
+    def is_ready() -> bool:
+        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=5)
+        try:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
 
-    world.client.wait(accepts, f"the Service {name} accepts connections", every=0.25)
+    client.wait(is_ready, f"an engine answers at {address}", every=0.25)
     return address
 
 
