@@ -24,7 +24,7 @@ GIVEN: Final = {"hub-token.txt": "hf_secret", "api-keys.txt": "one\ntwo\n"}
 """What the reader of a page has in a file."""
 NOT_HERE: Final = re.compile(
     r"[|>]|--watch|--raw|port-forward|logs|apiservice|loader|pagedserve-system|-f manifests|-k |nodes|"
-    r"delete (clusterrole|namespace|rolebinding|psvc --all)"
+    r"delete (clusterrole|crd|namespace|rolebinding|psvc --all)"
 )
 """Commands that go on for ever, need containers that run, or concern the cluster and its operator."""
 
