@@ -21,6 +21,7 @@ from helm_site import OPERATOR, Site, everything
 from helm_templates import CHART
 from loopback import claimed_subnet
 from manifest_files import MANIFESTS
+from missing import skip_without
 from monitoring_kinds import install_monitoring
 from node_stand_in import NodeStandIn, why_not
 from node_volumes import why_no_account
@@ -125,7 +126,7 @@ def test_uninstalling_leaves_the_crd_and_the_resources_and_nothing_else(site: Si
 
 def test_the_installed_operator_works_and_takes_its_own_along_when_it_goes(site: Site) -> None:
     if reason := why_not() or why_no_account():
-        pytest.skip(reason)
+        skip_without(reason)
     images = {f"pagedserve/operator:{app_version()}": [sys.executable, "-m", "pagedserve_operator"]}
     with claimed_subnet() as subnet, NodeStandIn(site.client, "charted", images=images, subnet=subnet):
         before = everything(site.cluster)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from loopback import add_address, address_in, claimed_subnet, remove_address, why_not
+from missing import skip_without
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -16,7 +17,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 @pytest.fixture(autouse=True)
 def _root() -> None:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_of_the_living() -> None:

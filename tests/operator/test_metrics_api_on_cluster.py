@@ -24,6 +24,7 @@ from control_client import ApiError, Client
 from control_cluster import Cluster
 from metrics_installation import NAMESPACE, ROOT, SECONDS, Installation, installation, steer
 from metrics_world import adapter, client_context
+from missing import skip_without
 from node_stand_in import why_not
 from node_volumes import why_no_account
 from operator_world import condition_of
@@ -48,7 +49,7 @@ AUTOSCALER_SECONDS = 15.0
 def _installation(control_plane: Cluster) -> Iterator[Installation]:
     """A cluster of its own: what is registered in one is everybody's."""
     if reason := why_not() or why_no_account():
-        pytest.skip(reason)
+        skip_without(reason)
     if not control_plane.started_here:
         pytest.skip("it registers an API and restarts the API server: leave KUBECONFIG unset to run this test")
     with installation(control_plane.program_folder, autoscaler_seconds=AUTOSCALER_SECONDS) as made:

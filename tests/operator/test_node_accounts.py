@@ -13,6 +13,7 @@ import pytest
 
 from control_cluster import Cluster
 from loopback import claimed_subnet
+from missing import skip_without
 from node_stand_in import NodeStandIn, why_not
 from node_volumes import ACCOUNT_PATH, account_place, why_no_account
 
@@ -37,7 +38,7 @@ asyncio.run(main())
 @pytest.fixture
 def node(control_plane: Cluster, namespace: str, tmp_path: Path) -> Iterator[NodeStandIn]:
     if reason := why_not() or why_no_account():
-        pytest.skip(reason)
+        skip_without(reason)
     script = tmp_path / "who.py"
     script.write_text(WHO)
     images = {"who:test": [sys.executable, str(script)]}

@@ -15,6 +15,7 @@ import pytest
 
 from control_client import Client
 from control_cluster import Cluster
+from missing import skip_without
 from node_container import Container, Launch
 from node_spec import NotYet, command_of, environment_of, expand, probe_of, relocate
 from node_stand_in import NodeStandIn, why_not
@@ -65,7 +66,7 @@ def client(control_plane: Cluster) -> Client:
 @pytest.fixture
 def node(client: Client, namespace: str, tmp_path: Path) -> Iterator[NodeStandIn]:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
     images = {"engine:test": [sys.executable, str(script)], "lost:test": None}
@@ -312,7 +313,7 @@ def test_a_deployment_is_scheduled_rolls_out_and_nothing_of_it_outlives_the_node
     client: Client, namespace: str, tmp_path: Path
 ) -> None:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
     template = pod_of(namespace, "", readinessProbe=probe("/live"), resources={"limits": {"nvidia.com/gpu": "1"}})
@@ -352,7 +353,7 @@ def test_a_real_engine_loads_serves_and_ends_a_stream_before_it_leaves(
     client: Client, namespace: str, see: Callable[..., JSON]
 ) -> None:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     # Here, so that the other tests neither need nor wait for torch.
     pytest.importorskip("torch")
     from models import tiny_chat_model

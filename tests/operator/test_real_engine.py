@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from control_cluster import Cluster
+from missing import skip_without
 from node_stand_in import NodeStandIn, why_not
 from operator_world import World, condition_of
 from pagedserve_operator.desired.monitoring import prometheus_rule
@@ -59,7 +60,7 @@ QUESTION: Any = [{"role": "user", "content": "Hello"}]
 def engines(control_plane: Cluster) -> Iterator[tuple[World, NodeStandIn]]:
     """One namespace, node and operator for all: engines take long to start, and some tests share theirs."""
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     with engine_world(control_plane) as engines:
         yield engines
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from control_cluster import Cluster
+from missing import skip_without
 from node_stand_in import why_not
 from operator_world import World, condition_of
 
@@ -21,7 +22,7 @@ JSON = dict[str, Any]
 @pytest.fixture(scope="module")
 def world(control_plane: Cluster) -> Iterator[World]:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     with engine_world(control_plane) as (world, _):
         yield world
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from control_cluster import Cluster
+from missing import skip_without
 from node_stand_in import why_not
 from operator_world import World, condition_of
 
@@ -18,7 +19,7 @@ from real_engine import LIFECYCLE, LONG, SECONDS, Asking, Stream, addresses, eng
 @pytest.fixture(scope="module")
 def world(control_plane: Cluster) -> Iterator[World]:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     with engine_world(control_plane) as (world, _):
         yield world
 

@@ -14,6 +14,7 @@ import pytest
 from control_client import Client
 from control_cluster import Cluster
 from loopback import add_address, address_in, claimed_subnet, remove_address, why_not
+from missing import skip_without
 from service_proxy import ServiceProxy, routes
 
 JSON = dict[str, Any]
@@ -99,7 +100,7 @@ class Echo:
 @pytest.fixture
 def echoes() -> Iterator[tuple[Echo, Echo]]:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     with ExitStack() as stack:
         subnet = stack.enter_context(claimed_subnet())
         found = []
@@ -226,7 +227,7 @@ def _taken(address: str) -> bool:
 
 def test_a_port_that_cannot_be_opened_is_told_once_and_holds_up_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as freed:
         busy, free = taken.getsockname(), freed.getsockname()
         freed.close()

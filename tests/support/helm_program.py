@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from e2e.controlplane.build import built
 
 from crd import ROOT
 from helm_templates import CHART
 from manifest_files import Manifests, by_place
+from missing import skip_without
 
 MODULE = ROOT / "e2e" / "helm"
 RELEASE = "pagedserve"
@@ -48,10 +48,7 @@ def find_helm(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(given)
     program = built(MODULE) / "helm"
     if not program.is_file():
-        missing = "no helm: run `python e2e/controlplane/build.py e2e/helm` once, or set HELM to one"
-        if environment.get("CI"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
+        skip_without("no helm: run `python e2e/controlplane/build.py e2e/helm` once, or set HELM to one", environment)
     return program
 
 
@@ -59,8 +56,5 @@ def find_kubectl() -> Path:
     """The built kubectl, whose kustomize needs no cluster; missing, it is treated as helm is."""
     program = built() / "kubectl"
     if not program.is_file():
-        missing = "no kubectl: run `python e2e/controlplane/build.py` once"
-        if os.environ.get("CI"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
+        skip_without("no kubectl: run `python e2e/controlplane/build.py` once")
     return program
