@@ -45,11 +45,7 @@ def horizontal_pod_autoscaler(service: InferenceService, facts: Facts) -> Json |
     return {
         **head(service, "HorizontalPodAutoscaler"),
         "spec": {
-            "scaleTargetRef": {
-                "apiVersion": KINDS["Deployment"].api_version,
-                "kind": "Deployment",
-                "name": service.key.name,
-            },
+            "scaleTargetRef": _scaled(service),
             "minReplicas": autoscaling.min_replicas,
             "maxReplicas": autoscaling.max_replicas,
             "metrics": [_metric(name, target) for name, target in _targets(autoscaling, facts.targets)],
@@ -69,11 +65,7 @@ def scaled_object(service: InferenceService, facts: Facts) -> Json | None:
     return {
         **head(service, KEDA_AUTOSCALER),
         "spec": {
-            "scaleTargetRef": {
-                "apiVersion": KINDS["Deployment"].api_version,
-                "kind": "Deployment",
-                "name": service.key.name,
-            },
+            "scaleTargetRef": _scaled(service),
             "pollingInterval": POLLING_SECONDS,
             "minReplicaCount": autoscaling.min_replicas,
             "maxReplicaCount": autoscaling.max_replicas,
@@ -85,6 +77,11 @@ def scaled_object(service: InferenceService, facts: Facts) -> Json | None:
             "triggers": [_trigger(service, name, target, url=facts.prometheus_url) for name, target in targets],
         },
     }
+
+
+def _scaled(service: InferenceService) -> Json:
+    """What either autoscaler scales."""
+    return {"apiVersion": KINDS["Deployment"].api_version, "kind": "Deployment", "name": service.key.name}
 
 
 def needs_prometheus(autoscaling: Autoscaling) -> bool:
